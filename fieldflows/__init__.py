@@ -1,0 +1,41 @@
+"""fieldflows: electric-field-aware interatomic potentials as high-throughput flows.
+
+The public names below load on first use; importing the package imports neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load_model": "fieldflows.backends.base",
+    "FieldModel": "fieldflows.backends.base",
+    "ModelInfo": "fieldflows.backends.base",
+    "Response": "fieldflows.backends.base",
+    "FieldCalculator": "fieldflows.calculators",
+    "DielectricMaker": "fieldflows.flows.screening",
+    "TrainMaker": "fieldflows.flows.training",
+    "FieldflowsError": "fieldflows.errors",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+if TYPE_CHECKING:
+    from fieldflows.backends.base import FieldModel, ModelInfo, Response, load_model
+    from fieldflows.calculators import FieldCalculator
+    from fieldflows.errors import FieldflowsError
+    from fieldflows.flows.screening import DielectricMaker
+    from fieldflows.flows.training import TrainMaker
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'fieldflows' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The models: each backend answers the same questions (:mod:`fieldflows.backends.base`)."""

@@ -1,0 +1,223 @@
+"""What a model is to the rest of the package: responses out of structures, and a card that says what it knows.
+
+A backend is any object with the methods of :class:`FieldModel`.  Loaders are registered under a name, in the
+entry point group ``fieldflows.backends``; :func:`load_model` picks one by what it finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fieldflows.errors import CapabilityError, CheckpointError, EvaluationError, SettingsError, suggestion
+from fieldflows.observables import (
+    ELECTRONIC_OBSERVABLES,
+    ENERGY_SURFACE_LABELS,
+    ENERGY_SURFACE_OBSERVABLES,
+    OBSERVABLES,
+    get_observable,
+)
+
+if TYPE_CHECKING:
+    from fieldflows.structures import StructureLike
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Response:
+    """Observables of one structure at one field, in internal units (see :mod:`fieldflows.observables`).
+
+    Attributes that were not asked for are None.  All arrays are float64.
+
+    Attributes:
+        energy: Electric enthalpy F in eV.
+        forces: (n, 3) in eV/Å.
+        stress: (3, 3) in eV/Å³, ASE sign, at fixed Cartesian field.
+        polarization: (3,) in e/Å².
+        born_effective_charges: (n, 3, 3) in e; first index polarization, second displacement.
+        polarizability: (3, 3) in e/(V·Å), per volume.
+        hessian: (3n, 3n) in eV/Å², ordered atom by atom, x, y, z.
+        field: (3,) the electric field at which all this holds, V/Å.
+    """
+
+    energy: float | None = None
+    forces: FloatArray | None = None
+    stress: FloatArray | None = None
+    polarization: FloatArray | None = None
+    born_effective_charges: FloatArray | None = None
+    polarizability: FloatArray | None = None
+    hessian: FloatArray | None = None
+    field: FloatArray = field(default_factory=lambda: np.zeros(3))
+
+    def get(self, name: str) -> Any:
+        """Return an observable by name.
+
+        Raises:
+            SettingsError: If the name is unknown.
+            EvaluationError: If it was not evaluated.
+        """
+        value = getattr(self, get_observable(name).name)
+        if value is None:
+            have = [key for key in OBSERVABLES if getattr(self, key) is not None]
+            raise EvaluationError(
+                f"{name} was not evaluated; this response holds {', '.join(have) or 'nothing'}.",
+                f"Pass observables=(..., {name!r}) to evaluate().",
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The card of a model.
+
+    Attributes:
+        name: Short name.
+        backend: Name of the backend that made it.
+        sha256: Hash of the checkpoint file, or of its serialization if it lives in memory only.
+        elements: Chemical symbols that it accepts.
+        trained_labels: Observables that it was trained on, by name.
+        heads: Names of the heads; the first is the default.
+        cutoff: Interaction cut-off in Å.
+        dtype: "float32" or "float64", of the evaluation.
+        license: License of the weights.
+        provenance: Anything else that the checkpoint says about its origin (JSON types).
+    """
+
+    name: str
+    backend: str
+    sha256: str
+    elements: tuple[str, ...]
+    trained_labels: tuple[str, ...]
+    heads: tuple[str, ...] = ("Default",)
+    cutoff: float = 0.0
+    dtype: str = "float64"
+    license: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_energy_surface(self) -> bool:
+        """Whether the model was trained on energies and forces."""
+        return set(self.trained_labels) >= ENERGY_SURFACE_LABELS
+
+    def require(self, observables: Sequence[str], purpose: str = "") -> None:
+        """Raise unless the training labels support the observables.
+
+        Energy, forces, stress and Hessian need labels of energies and forces.  The derivatives by the field
+        need at least one of polarization, Born charges and polarizability.
+
+        Raises:
+            CapabilityError: Names what is missing and what can be done.
+        """
+        wanted = [name for name in observables if name in ENERGY_SURFACE_OBSERVABLES]
+        what = f" ({purpose})" if purpose else ""
+        if wanted and not self.has_energy_surface:
+            raise CapabilityError(
+                f"Model {self.name!r} was trained on {', '.join(self.trained_labels) or 'no labels'}; "
+                f"{', '.join(wanted)}{what} need one trained on energy and forces.",
+                "Give a separate hessian_model that was (a foundation MACE, say), or ask for electronic quantities.",
+            )
+        wanted = [name for name in observables if name in ELECTRONIC_OBSERVABLES]
+        if wanted and not set(self.trained_labels) & set(ELECTRONIC_OBSERVABLES):
+            raise CapabilityError(
+                f"Model {self.name!r} was trained on {', '.join(self.trained_labels) or 'no labels'}, not on any "
+                f"response to a field; {', '.join(wanted)}{what} would be meaningless.",
+                "Train it on polarization, Born charges or polarizability first.",
+            )
+
+
+@runtime_checkable
+class FieldModel(Protocol):
+    """A model of the electric enthalpy F(R, 𝓔)."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The card of the model."""
+        ...
+
+    @overload
+    def evaluate(
+        self, structures: StructureLike, fields: ArrayLike | None = None, observables: Sequence[str] = ...
+    ) -> Response: ...
+
+    @overload
+    def evaluate(
+        self,
+        structures: Sequence[StructureLike],
+        fields: ArrayLike | None = None,
+        observables: Sequence[str] = ...,
+    ) -> list[Response]: ...
+
+    def evaluate(self, structures, fields=None, observables=ELECTRONIC_OBSERVABLES):  # type: ignore[no-untyped-def]
+        """Return the response of one structure, or a list of them for a list of structures.
+
+        This is the calculation as asked, with no judgment: whether the model was trained for it is checked by
+        :meth:`ModelInfo.require` where properties are planned.
+
+        Args:
+            structures: An ``ase.Atoms`` or pymatgen ``Structure``, or a sequence of them.
+            fields: (3,) for all or (len(structures), 3), in V/Å; zero by default.
+            observables: Names from :data:`fieldflows.observables.OBSERVABLES`.
+
+        Raises:
+            StructureError: If a structure cannot be computed.
+            UnknownElementError: If it holds an element that the model does not know.
+            EvaluationError: If a result is not finite.
+        """
+        ...
+
+
+class BackendLoader(Protocol):
+    """A callable that turns a name or path into a model; returns None if it does not recognize it."""
+
+    def __call__(self, name: str, *, dtype: str, device: str) -> FieldModel | None: ...
+
+
+_CACHE: dict[tuple[str, str, str], FieldModel] = {}
+
+
+def backend_loaders() -> dict[str, BackendLoader]:
+    """Return the loaders of all installed backends by name (entry point group ``fieldflows.backends``)."""
+    return {point.name: point.load() for point in sorted(entry_points(group="fieldflows.backends"))}
+
+
+def load_model(name: str | Path, *, dtype: str = "float64", device: str = "cpu") -> FieldModel:
+    """Return a model by bundled name, path of a checkpoint, or ``sha256:`` and a hash; loaded once per process.
+
+    Loading executes nothing that the file contains.
+
+    Args:
+        name: ``"dielectric"`` (bundled), ``"path/model.safetensors"``, ``"sha256:..."`` or ``"toy"``.
+        dtype: ``"float64"`` or ``"float32"``.
+        device: A torch device, such as ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        CheckpointError: If nothing of that name exists, or the file is truncated, altered or foreign.
+        SettingsError: If dtype is neither of the two.
+    """
+    if dtype not in ("float32", "float64"):
+        raise SettingsError(f"dtype must be float32 or float64, found {dtype!r}.")
+    text = str(name)
+    path = Path(text).expanduser()
+    stamp = ""
+    if path.is_file():
+        status = path.stat()
+        text, stamp = str(path.resolve()), f"@{status.st_mtime_ns}:{status.st_size}"
+    key = (text + stamp, dtype, device)
+    if key not in _CACHE:
+        for loader in backend_loaders().values():
+            model = loader(text, dtype=dtype, device=device)
+            if model is not None:
+                _CACHE[key] = model
+                break
+        else:
+            from fieldflows.models import bundled_models
+
+            raise CheckpointError(f"No model {text!r}: no such file or name.", suggestion(text, bundled_models()))
+    return _CACHE[key]

@@ -1,0 +1,1 @@
+"""From foreign labelled files to one cleaned dataset in internal units."""

@@ -1,0 +1,1 @@
+"""jobflow jobs: thin, no physics."""

@@ -1,0 +1,1 @@
+"""Response physics on plain arrays: no model, no file, no workflow engine."""

@@ -1,0 +1,1 @@
+"""Training of field-coupled models: configuration, losses, loop with exact resume, evaluation."""
