@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
 
-    StructureLike: TypeAlias = Atoms | Structure
+StructureLike: TypeAlias = "Atoms | Structure"
+"""An ``ase.Atoms`` or a pymatgen ``Structure``."""
 
 MINIMUM_DISTANCE = 0.5
 """Shortest interatomic distance in Å that is accepted."""

@@ -8,7 +8,10 @@ are imported here with the variable set, and it is put back as it was found.
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -20,9 +23,14 @@ _VARIABLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 def contained_imports() -> Iterator[None]:
     """Put the loading switch of torch back as it was after the imports inside the block."""
     before = os.environ.get(_VARIABLE)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # mace warns, and prints, about optional accelerators that are not installed
     try:
-        yield
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", message=f".*{_VARIABLE}.*")
+            yield
     finally:
+        logging.disable(disabled)
         if before is None:
             os.environ.pop(_VARIABLE, None)
         else:
