@@ -1,0 +1,219 @@
+"""Space group, Cartesian operations in the frame of the crystal as given, and the IEEE orientation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fieldflows.errors import EvaluationError
+
+FloatArray = NDArray[np.float64]
+
+SYMPREC = 0.01
+"""Tolerance in Å for space groups, as everywhere in the Materials Project."""
+FIT_SYMPREC = 0.1
+"""Tolerance in Å for symmetrizing tensors, as in the Materials Project's dielectric documents."""
+
+_CRYSTAL_SYSTEMS = (
+    (2, "triclinic"),
+    (15, "monoclinic"),
+    (74, "orthorhombic"),
+    (142, "tetragonal"),
+    (167, "trigonal"),
+    (194, "hexagonal"),
+    (230, "cubic"),
+)
+
+
+@dataclass(frozen=True)
+class SpaceGroup:
+    """Name of the symmetry.
+
+    Attributes:
+        number: International number, 1 to 230.
+        symbol: International symbol.
+        point_group: International symbol of the point group.
+        crystal_system: In lower case.
+    """
+
+    number: int
+    symbol: str
+    point_group: str
+    crystal_system: str
+
+
+@dataclass(frozen=True)
+class SymmetryOperations:
+    """The operations of a space group on one crystal, in its own Cartesian frame.
+
+    Attributes:
+        rotations: (s, 3, 3) orthogonal matrices R, proper and improper.
+        permutations: (s, n) atom on which operation s brings each atom.
+    """
+
+    rotations: FloatArray
+    permutations: NDArray[np.intp]
+
+    def symmetrize(self, tensor: ArrayLike) -> FloatArray:
+        """Return the mean of R T Rᵀ over the operations, for a (3, 3) tensor of the crystal as a whole."""
+        matrix = np.asarray(tensor, dtype=float)
+        return np.einsum("sia,ab,sjb->ij", self.rotations, matrix, self.rotations) / len(self.rotations)
+
+    def symmetrize_vector(self, vector: ArrayLike) -> FloatArray:
+        """Return the mean of R v over the operations, (3,); zero unless the crystal is polar."""
+        return np.einsum("sia,a->i", self.rotations, np.asarray(vector, dtype=float)) / len(self.rotations)
+
+    def symmetrize_site_tensors(self, tensors: ArrayLike) -> FloatArray:
+        """Return (n, 3, 3) tensors of the atoms, averaged as T_s(κ) ← mean over s of R_s T_κ R_sᵀ."""
+        values = np.asarray(tensors, dtype=float)
+        result = np.zeros_like(values)
+        for rotation, permutation in zip(self.rotations, self.permutations, strict=True):
+            result[permutation] += rotation @ values @ rotation.T
+        return result / len(self.rotations)
+
+
+def _dataset(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float):  # type: ignore[no-untyped-def]
+    import spglib
+
+    lattice = np.asarray(cell, dtype=float)
+    fractional = np.asarray(positions, dtype=float) @ np.linalg.inv(lattice)
+    try:
+        dataset = spglib.get_symmetry_dataset((lattice, fractional, np.asarray(numbers)), symprec=symprec)
+    except spglib.SpglibError as error:
+        dataset, reason = None, f": {error}"
+    else:
+        reason = ""
+    if dataset is None:
+        raise EvaluationError(
+            f"No space group was found at a tolerance of {symprec} Å{reason}.", "Try a smaller symprec."
+        )
+    return lattice, fractional, dataset
+
+
+def space_group(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = SYMPREC) -> SpaceGroup:
+    """Return the space group of a crystal.
+
+    Args:
+        cell: (3, 3) lattice vectors as rows, in Å.
+        positions: (n, 3) Cartesian, in Å.
+        numbers: (n,) atomic numbers.
+        symprec: Tolerance in Å.
+
+    Raises:
+        EvaluationError: If spglib finds none.
+    """
+    dataset = _dataset(cell, positions, numbers, symprec)[2]
+    system = next(name for last, name in _CRYSTAL_SYSTEMS if dataset.number <= last)
+    return SpaceGroup(int(dataset.number), str(dataset.international), str(dataset.pointgroup).strip(), system)
+
+
+def symmetry_operations(
+    cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = FIT_SYMPREC
+) -> SymmetryOperations:
+    """Return all operations of the space group in the Cartesian frame of the cell as given.
+
+    Rotations are brought to the nearest orthogonal matrix, since a cell may be distorted within the tolerance.
+
+    Args:
+        cell: (3, 3) lattice vectors as rows, in Å.
+        positions: (n, 3) Cartesian, in Å.
+        numbers: (n,) atomic numbers.
+        symprec: Tolerance in Å.
+
+    Raises:
+        EvaluationError: If spglib finds no space group, or an operation maps an atom on none.
+    """
+    lattice, fractional, dataset = _dataset(cell, positions, numbers, symprec)
+    kinds = np.asarray(numbers)
+    rotations, permutations = [], []
+    for rotation, translation in zip(dataset.rotations, dataset.translations, strict=True):
+        images = fractional @ rotation.T + translation
+        delta = images[:, None, :] - fractional[None, :, :]
+        delta -= np.round(delta)
+        distance = np.linalg.norm(delta @ lattice, axis=2)
+        distance[kinds[:, None] != kinds[None, :]] = np.inf
+        permutation = distance.argmin(axis=1)
+        if len(set(permutation.tolist())) != len(kinds) or distance.min(axis=1).max() > 10 * symprec:
+            raise EvaluationError(
+                f"A symmetry operation found at {symprec} Å maps an atom on none of its kind.",
+                "Use a smaller symprec, or refine the structure.",
+            )
+        left, _, right = np.linalg.svd(lattice.T @ rotation @ np.linalg.inv(lattice.T))
+        rotations.append(left @ right)
+        permutations.append(permutation)
+    return SymmetryOperations(np.array(rotations), np.array(permutations))
+
+
+def symmetrize_tensor(
+    tensor: ArrayLike, cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = FIT_SYMPREC
+) -> FloatArray:
+    """Return a (3, 3) tensor averaged over the point group of the crystal, in its own frame."""
+    return symmetry_operations(cell, positions, numbers, symprec).symmetrize(tensor)
+
+
+def ieee_rotation(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = SYMPREC) -> FloatArray:
+    """Return the matrix R that brings tensors to the IEEE 1987 orientation: T_ieee = R T Rᵀ.
+
+    The rows of R are the IEEE axes in the frame of the cell as given.  The choice of axes is that of pymatgen's
+    ``Tensor.get_ieee_rotation``, which the Materials Project uses: cubic a, b, c; tetragonal, trigonal and
+    hexagonal c ∥ 3, a ∥ 1; orthorhombic c < a < b; monoclinic the unique axis ∥ 2 and the shorter of the other
+    two ∥ 3; triclinic from the sorted lattice vectors; all of the conventional cell of spglib.  R may be improper,
+    which a tensor of even rank does not see.
+
+    Args:
+        cell: (3, 3) lattice vectors as rows, in Å.
+        positions: (n, 3) Cartesian, in Å.
+        numbers: (n,) atomic numbers.
+        symprec: Tolerance in Å.
+
+    Raises:
+        EvaluationError: If spglib finds no space group.
+    """
+    lattice, _, dataset = _dataset(cell, positions, numbers, symprec)
+    vectors = (lattice.T @ np.linalg.inv(dataset.transformation_matrix)).T
+    system = next(name for last, name in _CRYSTAL_SYSTEMS if dataset.number <= last)
+    lengths = np.linalg.norm(vectors, axis=1)
+    units = vectors / lengths[:, None]
+    order = np.argsort(lengths, kind="stable")
+    angles = np.degrees(np.arccos(np.clip([units[1] @ units[2], units[0] @ units[2], units[0] @ units[1]], -1.0, 1.0)))
+    if system == "cubic":
+        rows = units.copy()
+    elif system == "tetragonal":
+        rows = units[order]
+        if abs(lengths[2] - lengths[1]) < abs(lengths[1] - lengths[0]):
+            rows = rows[::-1].copy()
+        rows[1] = _unit(np.cross(rows[2], rows[0]))
+    elif system == "orthorhombic":
+        rows = np.roll(units[order], 2, axis=0)
+    elif system in ("trigonal", "hexagonal"):
+        axis = int(np.argmin(np.abs(angles - 120.0)))
+        first = next(i for i in range(3) if i != axis)
+        rows = np.array([units[first], _unit(np.cross(units[axis], units[first])), units[axis]])
+    elif system == "monoclinic":
+        unique = int(np.argmax(np.abs(angles - 90.0)))
+        short = next(i for i in order if i != unique)
+        rows = np.array([np.cross(units[unique], units[short]), units[unique], units[short]])
+    else:
+        rows = units[order]
+        rows[1] = _unit(np.cross(rows[2], rows[0]))
+        rows[0] = np.cross(rows[1], rows[2])
+    return _orthonormal(rows)
+
+
+def _unit(vector: FloatArray) -> FloatArray:
+    return vector / np.linalg.norm(vector)
+
+
+def _orthonormal(rows: FloatArray) -> FloatArray:
+    """Keep the first row, straighten the second in their plane, and complete to a right-handed frame."""
+    first = _unit(rows[0])
+    second = _unit(rows[1] - (rows[1] @ first) * first)
+    return np.array([first, second, np.cross(first, second)])
+
+
+def rotate_tensor(tensor: ArrayLike, rotation: ArrayLike) -> FloatArray:
+    """Return R T Rᵀ of a (3, 3) tensor."""
+    matrix = np.asarray(rotation, dtype=float)
+    return matrix @ np.asarray(tensor, dtype=float) @ matrix.T

@@ -1,0 +1,61 @@
+"""Identity of results: the same crystal, model and settings always give the same key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fieldflows.structures import StructureLike
+
+NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/fieldflows/fieldflows")
+"""Name space of all document keys."""
+
+RESOLUTION = 1e-8
+"""Lattice components (Å) and fractional coordinates are compared to this accuracy."""
+
+
+def structure_hash(structure: StructureLike) -> str:
+    """Return the sha256 of a crystal: atomic numbers, lattice and wrapped fractional coordinates, in their order.
+
+    Invariant under moving atoms by lattice vectors; not under rotation, reordering or a change of cell, because
+    the stored tensors and per-atom charges are not either.
+
+    Example:
+        >>> from ase.build import bulk
+        >>> structure_hash(bulk("MgO", "rocksalt", 4.21)) == structure_hash(bulk("MgO", "rocksalt", 4.22))
+        False
+    """
+    from fieldflows.structures import as_atoms
+
+    atoms = as_atoms(structure)
+    lattice = np.rint(np.asarray(atoms.cell[:], dtype=float) / RESOLUTION).astype("<i8")
+    steps = round(1.0 / RESOLUTION)
+    fractional = np.rint(atoms.cell.scaled_positions(atoms.positions) / RESOLUTION).astype("<i8") % steps
+    digest = hashlib.sha256(b"fieldflows.structure.1")
+    for array in (np.asarray(atoms.numbers).astype("<i8"), lattice, fractional.astype("<i8")):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """Return the sha256 of settings given in JSON types; the order of keys does not matter.
+
+    Raises:
+        TypeError: If a value is no JSON type.
+        ValueError: If a number is not finite.
+    """
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def document_key(task: str, structure_digest: str, model_sha256: str, settings_digest: str, schema_version: int) -> str:
+    """Return the deterministic uuid5 under which a result is stored, so that a rerun replaces and never repeats."""
+    return str(
+        uuid.uuid5(NAMESPACE, "|".join((task, structure_digest, model_sha256, settings_digest, str(schema_version))))
+    )
