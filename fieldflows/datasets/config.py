@@ -1,0 +1,91 @@
+"""The configuration of a dataset: one YAML file that names everything that went into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fieldflows.datasets.duplicates import DuplicatesConfig
+from fieldflows.datasets.filters import CleaningConfig
+from fieldflows.datasets.sources.paper_dielectric import PaperDielectric
+from fieldflows.datasets.splits import SplitConfig
+from fieldflows.errors import SettingsError
+
+AnySource = Annotated[PaperDielectric, Field()]
+"""Every kind of source; ``type`` tells which."""
+
+
+class DatasetConfig(BaseModel):
+    """Where labels come from, how they are cleaned, and how they are divided.
+
+    Example:
+        >>> DatasetConfig.model_validate(
+        ...     {"name": "d", "sources": [{"type": "paper_dielectric", "path": "a.extxyz"}]}
+        ... ).split.train
+        0.8
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Name of the dataset.", min_length=1)
+    sources: list[AnySource] = Field(description="Files, each with its type and declared conventions.", min_length=1)
+    cleaning: CleaningConfig = Field(default=CleaningConfig(), description="Thresholds of the cleaning recipe.")
+    split: SplitConfig = Field(default=SplitConfig(), description="How frames are divided.")
+    duplicates: DuplicatesConfig = Field(default=DuplicatesConfig(), description="What counts as the same crystal.")
+    base: Path | None = Field(
+        default=None, exclude=True, description="Folder that relative paths refer to; the configuration file's."
+    )
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> DatasetConfig:
+        names = [source.label for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are called {', '.join(twice)}: give each its own name")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> DatasetConfig:
+        """Read a configuration file.
+
+        Raises:
+            SettingsError: If it is missing, no YAML, or a key or value is wrong.
+        """
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(f"There is no file {path}.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(data, dict):
+            raise SettingsError(f"{path} holds no configuration, expected keys such as name and sources.")
+        return cls.from_dict(data, base=path.resolve().parent, origin=str(path))
+
+    @classmethod
+    def from_dict(
+        cls, data: dict[str, Any], base: Path | None = None, origin: str = "the dataset configuration"
+    ) -> DatasetConfig:
+        """Check a configuration given as a dictionary.
+
+        Args:
+            data: Keys and values as in YAML.
+            base: Folder that relative paths refer to.
+            origin: What to call it in messages.
+
+        Raises:
+            SettingsError: Names the first keys that are wrong.
+        """
+        try:
+            return cls.model_validate({**data, "base": base})
+        except ValidationError as error:
+            problems = [
+                f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
+                for item in error.errors()[:3]
+            ]
+            more = error.error_count() - len(problems)
+            text = "; ".join(problems) + (f"; and {more} more" if more > 0 else "")
+            raise SettingsError(f"{origin} is not valid: {text}.") from None

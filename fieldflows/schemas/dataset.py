@@ -1,0 +1,100 @@
+"""The manifest of a labelled dataset: what is in it, where it came from, what was converted and what was thrown out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DATASET_SCHEMA_VERSION = 1
+"""Version of the manifest's schema and of the digest."""
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Finding(_Document):
+    """One check that a frame did not pass."""
+
+    code: str = Field(description="Short name of the check.")
+    value: float | None = Field(description="What was found, in `unit`; null if it was not finite or is no number.")
+    threshold: float | None = Field(description="What is allowed, in `unit`.")
+    unit: str = Field(description="Unit of value and threshold.")
+    message: str = Field(description="The same in words.")
+
+
+class FrameFindings(_Document):
+    """All findings of one frame."""
+
+    source: str = Field(description="Name of the source.")
+    source_index: int = Field(description="Frame number in the source, from 0.")
+    formula: str = Field(description="Reduced formula.")
+    findings: list[Finding] = Field(description="The checks that it did not pass.")
+
+
+class Duplicate(_Document):
+    """A frame that was left out because another one is the same crystal."""
+
+    source: str = Field(description="Name of the source.")
+    source_index: int = Field(description="Frame number in the source, from 0.")
+    formula: str = Field(description="Reduced formula.")
+    kind: str = Field(description="'exact' or 'near'.")
+    kept_source: str = Field(description="Source of the frame that stays.")
+    kept_source_index: int = Field(description="Its frame number.")
+
+
+class SourceRecord(_Document):
+    """Where frames came from."""
+
+    name: str = Field(description="Name of the source, as frames carry it.")
+    type: str = Field(description="Kind of source.")
+    path: str = Field(description="File as the configuration names it.")
+    sha256: str = Field(description="SHA-256 of the file as it lies on disk.")
+    license: str = Field(description="License facts of the labels.")
+    reference: str = Field(description="Whom to cite.")
+    n_frames: int = Field(description="Frames in the file.")
+    n_kept: int = Field(description="Frames in the dataset.")
+    conversions: list[str] = Field(description="What was converted, per label: key, convention, internal unit.")
+    notes: list[str] = Field(default=[], description="What else was decided while reading.")
+    median_epsilon_electronic: float | None = Field(
+        default=None, description="Median of tr ε∞/3 before cleaning.", json_schema_extra={"unit": "1"}
+    )
+
+
+class LabelStatistics(_Document):
+    """Distribution of one label in one subset; over all components, unless said otherwise."""
+
+    label: str = Field(description="Name of the label.")
+    split: str = Field(description="Subset, or 'all'.")
+    unit: str = Field(description="Unit of the numbers.")
+    n_frames: int = Field(description="Frames that have this label.")
+    n_values: int = Field(description="Numbers that enter.")
+    mean: float = Field(description="Mean, in `unit`.")
+    std: float = Field(description="Standard deviation, in `unit`.")
+    minimum: float = Field(description="Smallest, in `unit`.")
+    median: float = Field(description="Median, in `unit`.")
+    maximum: float = Field(description="Largest, in `unit`.")
+
+
+class DatasetManifest(_Document):
+    """All that is known about a dataset besides its frames."""
+
+    schema_version: int = Field(default=DATASET_SCHEMA_VERSION, description="Version of this schema.")
+    name: str = Field(description="Name of the dataset.")
+    digest: str = Field(description="SHA-256 of the canonical content: crystals, labels, splits, flags, origins.")
+    created_at: str = Field(description="UTC time of the build, ISO 8601; not part of the digest.")
+    code_version: str = Field(description="Version of fieldflows that built it.")
+    n_frames: int = Field(description="Number of frames.")
+    n_materials: int = Field(description="Number of reduced formulas.")
+    elements: list[str] = Field(description="Chemical symbols, sorted.")
+    counts: dict[str, dict[str, int]] = Field(
+        description="Per subset: numbers of frames, materials, atoms, and frames that hold each label."
+    )
+    statistics: list[LabelStatistics] = Field(description="Distribution of every label per subset.")
+    rejects: list[FrameFindings] = Field(description="Frames thrown out, with the reason and its number.")
+    flags: list[FrameFindings] = Field(description="Frames kept, with what is noteworthy.")
+    duplicates: list[Duplicate] = Field(description="Frames left out as copies of others.")
+    n_gap: int = Field(default=0, description="Frames left out between blocks of a trajectory.")
+    sources: list[SourceRecord] = Field(description="Where the frames came from.")
+    config: dict[str, Any] = Field(description="The configuration that built it.")
