@@ -1,0 +1,13 @@
+"""Where documents go: an embedded store in one file, or the MongoDB that the user configured.
+
+``get_store()`` decides which, :class:`SQLiteStore` is the embedded one, and :class:`ResultsCollection` holds one
+flat document per computed structure, which is what people query.
+"""
+
+from __future__ import annotations
+
+from fieldflows.store.results import ResultsCollection
+from fieldflows.store.select import describe_store, embedded_path, get_store
+from fieldflows.store.sqlite import SQLiteStore
+
+__all__ = ["ResultsCollection", "SQLiteStore", "describe_store", "embedded_path", "get_store"]

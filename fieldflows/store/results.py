@@ -1,0 +1,160 @@
+"""The results collection: one flat document per computed structure, found again by its deterministic key."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fieldflows.errors import StoreError
+
+if TYPE_CHECKING:
+    from jobflow import JobStore
+    from maggma.core import Store
+
+    from fieldflows.schemas.common import Document
+
+RESULTS_COLLECTION = "results"
+"""Name of the collection, and of the additional store of a JobStore, that holds results."""
+
+RETRY_DELAYS = (0.5, 2.0, 10.0, 30.0, 60.0, 120.0)
+"""Seconds to wait between attempts to write to a database server that does not answer."""
+
+_BATCH = 500
+_LOGGER = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class ResultsCollection:
+    """Results by key: written once per structure, model and settings, whatever runs or reruns.
+
+    Args:
+        store: The maggma store of the documents.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._indexed = False
+
+    @classmethod
+    def of(cls, job_store: JobStore) -> ResultsCollection:
+        """Return the results that belong to a JobStore.
+
+        That is its additional store ``results``; without one, a collection ``results`` in the file or database that
+        holds the documents of the jobs.
+
+        Raises:
+            StoreError: If the JobStore keeps its documents in a store that has no further collections.
+        """
+        from maggma.stores import MemoryStore, MongoStore
+
+        from fieldflows.store.sqlite import SQLiteStore
+
+        if RESULTS_COLLECTION in job_store.additional_stores:
+            return cls(job_store.additional_stores[RESULTS_COLLECTION])
+        docs = job_store.docs_store
+        if isinstance(docs, SQLiteStore):
+            sibling: Store = SQLiteStore(
+                docs.path, RESULTS_COLLECTION, "key", docs.journal_mode, docs.synchronous, docs.timeout
+            )
+        elif isinstance(docs, MemoryStore):
+            sibling = MemoryStore(collection_name=RESULTS_COLLECTION, key="key")
+            sibling.connect()
+        elif isinstance(docs, MongoStore):
+            settings = {k: v for k, v in docs.as_dict().items() if not k.startswith("@")}
+            settings |= {"collection_name": RESULTS_COLLECTION, "key": "key"}
+            sibling = type(docs)(**settings)
+        else:
+            raise StoreError(
+                f"The JobStore keeps its documents in a {type(docs).__name__}, which has no place for results.",
+                f"Add an additional store named {RESULTS_COLLECTION!r} to it.",
+            )
+        job_store.additional_stores[RESULTS_COLLECTION] = sibling
+        return cls(sibling)
+
+    def put(self, documents: Iterable[Document | dict[str, Any]]) -> int:
+        """Store documents, replacing those with the same key; return how many.
+
+        A database server that does not answer is tried again for some minutes.
+
+        Raises:
+            StoreError: If a document has no key, or the store cannot be written.
+        """
+        rows = [item if isinstance(item, dict) else item.to_json_dict() for item in documents]
+        keyless = next((row for row in rows if not row.get("key")), None)
+        if keyless is not None:
+            raise StoreError(f"A document of {keyless.get('formula_pretty', 'unknown formula')} has no key.")
+        if rows:
+            self._index()
+            self._patiently(lambda: self.store.update(rows, key="key"))
+        return len(rows)
+
+    def existing(self, keys: Sequence[str]) -> set[str]:
+        """Return those of the keys that are stored already."""
+        self._index()
+        found: set[str] = set()
+        for start in range(0, len(keys), _BATCH):
+            wanted = {"key": {"$in": list(keys[start : start + _BATCH])}}
+            found.update(self._patiently(lambda wanted=wanted: [d["key"] for d in self.store.query(wanted, ["key"])]))
+        return found
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the stored document of a key, or None."""
+        return next(self.query({"key": key}), None)
+
+    def query(
+        self,
+        criteria: dict[str, Any] | None = None,
+        properties: list[str] | None = None,
+        sort: dict[str, int] | None = None,
+        limit: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield stored documents, as plain dictionaries, that match a Mongo filter."""
+        self._index()
+        for document in self.store.query(criteria, properties, sort=sort, limit=limit):
+            document.pop("_id", None)
+            yield document
+
+    def count(self, criteria: dict[str, Any] | None = None) -> int:
+        """Return the number of stored documents that match a Mongo filter."""
+        self._index()
+        return self.store.count(criteria)
+
+    def _index(self) -> None:
+        if not self._indexed:
+            self._patiently(self.store.connect)
+            self._patiently(lambda: self.store.ensure_index("key"))
+            self._indexed = True
+
+    def _patiently(self, action: Callable[[], _T]) -> _T:
+        from pymongo.errors import ConnectionFailure, PyMongoError
+
+        for delay in (*RETRY_DELAYS, None):
+            try:
+                return action()
+            except ConnectionFailure as error:
+                if delay is None:
+                    raise StoreError(
+                        f"The database of {hide_password(self.store.name)} does not answer: {error}.",
+                        "Start it or check its address, then run again; what was stored is skipped.",
+                    ) from error
+                _LOGGER.warning("The database does not answer; trying again in %g s.", delay)
+                time.sleep(delay)
+            except PyMongoError as error:
+                raise StoreError(f"{hide_password(self.store.name)} refused: {error}.") from error
+        raise AssertionError  # the loop returns or raises
+
+
+def hide_password(uri: str) -> str:
+    """Return an address without user name and password, for messages.
+
+    Example:
+        >>> hide_password("mongodb://me:secret@db.example.org/fields")
+        'mongodb://db.example.org/fields'
+    """
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return uri
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"
