@@ -21,7 +21,7 @@ from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.duplicates import find_duplicates
 from fieldflows.datasets.extxyz import RawFrame, file_sha256, read_extxyz, write_extxyz
 from fieldflows.datasets.filters import clean
-from fieldflows.datasets.frame import LABEL_SHAPES, LabeledFrame
+from fieldflows.datasets.frame import LABEL_SHAPES, LabeledFrame, label_shape
 from fieldflows.datasets.source import Source, SourceData, expand_path
 from fieldflows.datasets.splits import SPLITS, split_blocks, split_of_formula
 from fieldflows.datasets.statistics import count, label_statistics
@@ -39,7 +39,7 @@ FRAMES_NAME = "frames.extxyz"
 MANIFEST_NAME = "manifest.json"
 _PREFIX = "label_"
 _EXTRA = "extra_"
-_INTEGERS = frozenset({"spacegroup_number", "search_id", "path_index"})
+_INTEGERS = frozenset({"search_id", "path_index"})
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all)."""
@@ -207,8 +207,7 @@ def _from_raw(raw: RawFrame) -> LabeledFrame:
     for key, value in (raw.info | raw.arrays).items():
         if key.startswith(_PREFIX):
             name = key.removeprefix(_PREFIX)
-            shape = tuple(len(raw) if extent == "n" else extent for extent in LABEL_SHAPES[name])
-            labels[name] = np.asarray(value, dtype=float).reshape(shape)
+            labels[name] = np.asarray(value, dtype=float).reshape(label_shape(name, len(raw)))
     extra: dict[str, Any] = {}
     for key, value in raw.info.items():
         if key.startswith(_EXTRA):

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fieldflows.datasets.frame import LabeledFrame
-from fieldflows.datasets.symmetry import charge_violation, site_symmetry, tensor_violation
+from fieldflows.errors import EvaluationError
+from fieldflows.physics.born_charges import site_symmetry_violation
+from fieldflows.physics.polarization import fold_polarization
+from fieldflows.physics.symmetry import SymmetryOperations, symmetry_operations
 from fieldflows.schemas.dataset import Finding
 from fieldflows.structures import closest_pair
-from fieldflows.units import EPSILON_VACUUM
+from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
 
 FloatArray = NDArray[np.float64]
 
@@ -48,6 +51,9 @@ class CleaningConfig(BaseModel):
     flag_refractive_index: float = _threshold(6.0, "1", "Flag when n is larger.", gt=0)
     flag_epsilon_ionic: float = _threshold(100.0, "1", "Flag when an eigenvalue of ε_ion is larger.", gt=0)
     flag_charge: float = _threshold(10.0, "e", "Flag when a component |Z*| is larger.", gt=0)
+    flag_polarization_symmetry: float = _threshold(
+        1.0, "µC/cm²", "Flag when P is off its point group (modulo a quantum) by more.", gt=0
+    )
     symprec: float = _threshold(0.01, "Å", "Tolerance of the symmetry search.", gt=0)
     enforce_sum_rule: bool = Field(
         default=True, description="Subtract the mean of Z* over the atoms and store it as the residual."
@@ -89,10 +95,7 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
     labels = dict(frame.labels)
     extra = dict(frame.extra)
     alpha, charges = labels.get("polarizability"), labels.get("born_effective_charges")
-    symmetry = None
-    if alpha is not None or charges is not None:
-        symmetry = site_symmetry(np.array(atoms.cell[:]), atoms.positions, atoms.numbers, config.symprec)
-        extra["spacegroup_number"] = symmetry.number
+    symmetry = _operations(frame, config.symprec)
     if alpha is not None:
         _check_alpha(alpha, config, rejects, flags)
         violation = tensor_violation(alpha, symmetry) / EPSILON_VACUUM
@@ -107,7 +110,7 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
         _check_ionic(labels["epsilon_ionic"], config, rejects, flags)
     if charges is not None:
         _check_sum_rule(charges, config, rejects, flags)
-        violation = charge_violation(charges, symmetry)
+        violation = site_symmetry_violation(charges, symmetry)
         _grade("charge_symmetry", violation, config.reject_charge_symmetry, config.flag_charge_symmetry, "e",
                f"Z* of equivalent atoms differ by {violation:.3f} e", rejects, flags)  # fmt: skip
         largest = float(np.abs(charges).max())
@@ -118,9 +121,45 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
             residual = charges.mean(axis=0)
             labels["born_effective_charges"] = charges - residual
             extra["sum_rule_residual"] = residual
+    if "polarization" in labels:
+        violation = polarization_violation(labels["polarization"], np.array(atoms.cell[:]), symmetry)
+        if violation > config.flag_polarization_symmetry:
+            message = f"P is off its point group by {violation:.2f} µC/cm²"
+            flags.append(
+                _finding("polarization_symmetry", violation, config.flag_polarization_symmetry, "µC/cm²", message)
+            )
     if rejects:
         return frame, rejects, flags
     return frame.with_(labels=labels, extra=extra, flags=tuple(f.code for f in flags)), rejects, flags
+
+
+def _operations(frame: LabeledFrame, symprec: float) -> SymmetryOperations:
+    """Return the operations of a crystal; the identity alone if spglib finds none."""
+    atoms = frame.atoms
+    try:
+        return symmetry_operations(atoms.cell[:], atoms.positions, atoms.numbers, symprec)
+    except EvaluationError:
+        return SymmetryOperations(np.eye(3)[None], np.arange(len(atoms))[None])
+
+
+def tensor_violation(tensor: FloatArray, operations: SymmetryOperations) -> float:
+    """Return max |T − R T Rᵀ| over all operations and components, in the unit of the (3, 3) tensor."""
+    images = np.einsum("sia,ab,sjb->sij", operations.rotations, tensor, operations.rotations)
+    return float(np.abs(images - tensor).max())
+
+
+def polarization_violation(polarization: FloatArray, cell: FloatArray, operations: SymmetryOperations) -> float:
+    """Return the largest component in µC/cm² of R P − P, folded to the nearest branch, over all operations.
+
+    A polarization in lattice components that is taken for a Cartesian one shows up here.
+
+    Args:
+        polarization: (3,) in e/Å².
+        cell: (3, 3) lattice vectors as rows, in Å.
+        operations: Of the same crystal.
+    """
+    difference = operations.rotations @ polarization - polarization
+    return float(np.abs(fold_polarization(difference, cell)).max()) * E_PER_A2_TO_UC_PER_CM2
 
 
 def _symmetric(tensor: FloatArray) -> FloatArray:

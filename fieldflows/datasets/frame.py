@@ -36,6 +36,12 @@ LABEL_SHAPES: dict[str, tuple[int | str, ...]] = {
 }
 """Shape of every label that a frame may hold."""
 
+
+def label_shape(name: str, n_atoms: int) -> tuple[int, ...]:
+    """Return the shape of a label for a crystal of so many atoms."""
+    return tuple(n_atoms if isinstance(extent, str) else extent for extent in LABEL_SHAPES[name])
+
+
 EVALUATION_ONLY: frozenset[str] = frozenset({"epsilon_ionic", "piezoelectric"})
 """Labels that no model is trained on directly: they judge derived properties."""
 
