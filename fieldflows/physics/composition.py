@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 NONMETALS: frozenset[str] = frozenset(
     ("H", "He", "B", "C", "N", "O", "F", "Ne", "Si", "P", "S", "Cl", "Ar", "Ge", "As", "Se", "Br", "Kr")
-    + ("Sb", "Te", "I", "Xe", "Po", "At", "Rn", "Ts", "Og")
-)
+) | frozenset(("Sb", "Te", "I", "Xe", "Po", "At", "Rn", "Ts", "Og"))
 """Nonmetals and metalloids: elements that can take electrons in a compound with a gap."""
 
 
