@@ -141,20 +141,20 @@ class SQLiteFile:
         wanted = self.journal_mode
         if wanted == "auto":
             wanted = "delete" if file_system(self.path) in _NETWORK_FILE_SYSTEMS else "wal"
-        deadline = time.monotonic() + self.timeout
+        deadline = time.monotonic() + min(self.timeout, 2.0)
         while connection.execute("PRAGMA journal_mode").fetchone()[0] != wanted:
             try:
                 got = connection.execute(f"PRAGMA journal_mode={wanted}").fetchone()[0]
             except sqlite3.OperationalError as error:
-                # Several processes that open a new file at once get in each other's way here, and SQLite does
-                # not wait for this lock by itself.
-                if "locked" in str(error) and time.monotonic() < deadline:
+                if "locked" not in str(error):
+                    got = "unavailable"
+                elif time.monotonic() < deadline:
+                    # Processes that open a new file at once get in each other's way, and SQLite does not wait here.
                     time.sleep(0.02)
                     continue
-                if wanted == "wal" and "locked" not in str(error):
-                    got = "unavailable"
                 else:
-                    raise
+                    # The file is in use with the other journal, which is as good for everyone who shares it.
+                    return
             if got != wanted:
                 _LOGGER.warning("Journal mode %s is not available for %s; using a rollback journal.", wanted, self.path)
                 connection.execute("PRAGMA journal_mode=delete")
