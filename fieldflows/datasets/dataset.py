@@ -228,9 +228,9 @@ def _from_raw(raw: RawFrame) -> LabeledFrame:
 
 
 def dataset_digest(frames: Sequence[LabeledFrame]) -> str:
-    """Return the SHA-256 of the canonical content: crystals, labels, materials, origins, subsets, flags.
+    """Return the SHA-256 of the canonical content: crystals, labels, materials, origins, subsets, flags, extras.
 
-    Floats enter as little-endian float64, so that the same inputs give the same digest on every machine.
+    Floats enter as little-endian float64; the time of the build and the path of the files do not enter.
     """
     total = hashlib.sha256(f"fieldflows dataset {DATASET_SCHEMA_VERSION}".encode())
     for frame in frames:
@@ -242,6 +242,9 @@ def dataset_digest(frames: Sequence[LabeledFrame]) -> str:
             total.update(_canonical(array))
         for name in sorted(frame.labels):
             total.update(name.encode() + b"\x1e" + _canonical(frame.labels[name]))
+        for name, value in sorted(frame.extra.items()):
+            content = value.encode() if isinstance(value, str) else _canonical(np.asarray(value, dtype=float))
+            total.update(name.encode() + b"\x1e" + content)
     return total.hexdigest()
 
 

@@ -54,6 +54,9 @@ def find_duplicates(
 ) -> dict[int, tuple[int, str]]:
     """Return {position of a copy: (position of what it copies, "exact" or "near")}.
 
+    A frame is no copy of one that lacks a label of it, nor of one of another polarization path: the label of a shared
+    end point belongs to its own path.
+
     Args:
         frames: In order of preference.
         config: Tolerances.
@@ -62,10 +65,13 @@ def find_duplicates(
     """
     copies: dict[int, tuple[int, str]] = {}
     if config.exact:
-        seen: dict[str, int] = {}
+        seen: dict[str, list[int]] = defaultdict(list)
         for i, frame in enumerate(frames):
-            first = seen.setdefault(fingerprint(frame, config.decimals), i)
-            if first != i:
+            known = seen[fingerprint(frame, config.decimals)]
+            first = next((j for j in known if _replaces(frames[j], frame)), None)
+            if first is None:
+                known.append(i)
+            else:
                 copies[i] = (first, "exact")
     if not config.near:
         return copies
@@ -81,6 +87,11 @@ def find_duplicates(
     return copies
 
 
+def _replaces(kept: LabeledFrame, copy: LabeledFrame) -> bool:
+    same_path = kept.extra.get("wfid") == copy.extra.get("wfid")
+    return same_path and copy.labels.keys() <= kept.labels.keys()
+
+
 def _match(
     frames: Sequence[LabeledFrame], group: list[int], config: DuplicatesConfig, copies: dict[int, tuple[int, str]]
 ) -> None:
@@ -94,7 +105,7 @@ def _match(
     volumes = {i: frames[i].atoms.get_volume() / len(frames[i]) for i in group}
     for i in group:
         for j in kept:
-            if abs(volumes[i] / volumes[j] - 1) > config.volume:
+            if abs(volumes[i] / volumes[j] - 1) > config.volume or not _replaces(frames[j], frames[i]):
                 continue
             for k in (i, j):
                 if k not in reduced:
