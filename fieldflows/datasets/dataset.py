@@ -87,13 +87,7 @@ class Dataset:
         Raises:
             DataError: If the folder is taken or cannot be written.
         """
-        target = Path(directory)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            replaceable = (target / MANIFEST_NAME).is_file()
-            if not (overwrite and replaceable):
-                what = "a dataset" if replaceable else "something that is no dataset"
-                hint = "Allow overwriting (--force)" if replaceable else "Choose another folder"
-                raise DataError(f"{target} already holds {what}.", f"{hint}.")
+        target = check_target(directory, overwrite)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -135,6 +129,22 @@ class Dataset:
                 "Build the dataset again.",
             )
         return cls(frames, manifest)
+
+
+def check_target(directory: str | Path, overwrite: bool = False) -> Path:
+    """Return the folder as a path if a dataset may be written there.
+
+    Raises:
+        DataError: If it holds a dataset and ``overwrite`` is false, or holds anything else.
+    """
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        replaceable = (target / MANIFEST_NAME).is_file()
+        if not (overwrite and replaceable):
+            what = "a dataset" if replaceable else "something that is no dataset"
+            hint = "Allow overwriting (--force)" if replaceable else "Choose another folder"
+            raise DataError(f"{target} already holds {what}.", f"{hint}.")
+    return target
 
 
 def read_manifest(directory: str | Path) -> DatasetManifest:

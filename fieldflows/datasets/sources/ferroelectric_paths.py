@@ -81,13 +81,12 @@ class FerroelectricPaths(Source):
                 )
                 for raw in members
             )
-        for item in paths:
-            self._add(item, data)
-        n_rejected = len({r.formula for r in data.rejects}) if data.rejects else 0
-        data.notes.append(f"{len(paths)} whole paths; rejected paths span {n_rejected} formulas")
+        rejected = sum(self._add(item, data) for item in paths)
+        data.notes.append(f"{len(paths) + len(broken)} paths: {rejected} bend too much, {len(broken)} are incomplete")
         return data
 
-    def _add(self, path: PolarizationPath, data: SourceData) -> None:
+    def _add(self, path: PolarizationPath, data: SourceData) -> bool:
+        """Add the frames of a path, or its rejects; return whether it was rejected."""
         rejects, flags = judge_path(path, self.limits)
         for k, raw in enumerate(path.frames):
             labels = {"polarization": polarization_of(path.changes[k], raw.cell)}
@@ -114,3 +113,4 @@ class FerroelectricPaths(Source):
             data.frames.append(frame)
             if flags:
                 data.flags[frame.source_index] = flags
+        return bool(rejects)
