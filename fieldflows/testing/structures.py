@@ -71,13 +71,13 @@ def alpha_quartz() -> Atoms:
     """Return α-SiO2 (P3_221, 9 atoms, chiral), a = 4.9134, c = 5.4052 Å.
 
     Will, Bellotto, Parrish and Hart, J. Appl. Cryst. 21, 182 (1988), rounded: Si x = 0.4697; O x, y, z =
-    0.4135, 0.2669, 0.1191.
+    0.4135, 0.2669, 0.1191, with the origin moved by c/3 to that of the International Tables.
     """
     from ase.spacegroup import crystal
 
     return crystal(
         ["Si", "O"],
-        [(0.4697, 0.0, 0.0), (0.4135, 0.2669, 0.1191)],
+        [(0.4697, 0.0, 2 / 3), (0.4135, 0.2669, 0.1191 + 2 / 3)],
         spacegroup=154,
         cellpar=[4.9134, 4.9134, 5.4052, 90, 90, 120],
     )
