@@ -12,7 +12,7 @@ import json
 import lzma
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class InputStructure:
         index: Position in the file, from 0.
         material_id: Identifier that the file gives, if any.
         band_gap: Band gap in eV that the file gives, if any.
+        n_in_file: Number of structures that the file holds.
     """
 
     structure: Structure
@@ -45,6 +46,12 @@ class InputStructure:
     index: int = 0
     material_id: str | None = None
     band_gap: float | None = None
+    n_in_file: int = 1
+
+    @property
+    def label(self) -> str:
+        """The file, and which structure of it if it holds several."""
+        return self.source if self.n_in_file == 1 else f"{self.source}#{self.index}"
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], 
     failures: list[FailureDocument] = []
     for path in paths:
         source = str(path)
-        count = 0
+        count, first = 0, len(structures)
         try:
             for count, raw in enumerate(_entries(Path(path).expanduser(), source), start=1):
                 _read_one(raw, source, count - 1, structures, failures)
@@ -83,6 +90,7 @@ def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], 
                 raise InputError(f"{source} holds no structure.", "Check that the file is complete.")
         except Exception as error:  # one bad file among many must not stop the others
             failures.append(_failure(error, source, count))
+        structures[first:] = [replace(item, n_in_file=max(count, 1)) for item in structures[first:]]
     return structures, failures
 
 
@@ -110,7 +118,8 @@ def _failure(
     error: Exception, source: str, index: int, formula: str | None = None, material_id: str | None = None
 ) -> FailureDocument:
     if not isinstance(error, InputError):
-        text = " ".join(str(error).split())[:200] or type(error).__name__
+        text = " ".join(str(error).split())[:200]
+        text = text if len(text) > 8 else f"{type(error).__name__} {text}".strip()
         error = InputError(f"{source} cannot be read (entry {index}): {text}.", "Check that the file is complete.")
     return FailureDocument.from_error(
         error, "read", source=source, index=index, formula=formula, material_id=material_id, task="dielectric"

@@ -90,6 +90,15 @@ class ResultsCollection:
             self._patiently(lambda: self.store.update(rows, key="key"))
         return len(rows)
 
+    def fetch(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the stored documents of those of the keys that there are."""
+        self._index()
+        found: list[dict[str, Any]] = []
+        for start in range(0, len(keys), _BATCH):
+            wanted = {"key": {"$in": list(keys[start : start + _BATCH])}}
+            found.extend(self._patiently(lambda wanted=wanted: list(self.store.query(wanted))))
+        return found
+
     def existing(self, keys: Sequence[str]) -> set[str]:
         """Return those of the keys that are stored already."""
         self._index()

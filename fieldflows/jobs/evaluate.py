@@ -1,0 +1,240 @@
+"""A property for a chunk of structures: what is stored is reused, what is new is stored at once, what fails is named.
+
+This is what runs inside a screening job, and nothing here knows jobflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fieldflows import __version__
+from fieldflows.jobs.relax import RelaxSettings, relax_structure
+from fieldflows.properties.base import Property, PropertyInput, result_key
+from fieldflows.properties.run import run_property
+from fieldflows.schemas.common import Document
+from fieldflows.schemas.failure import FailureDocument
+from fieldflows.structures import as_atoms
+
+if TYPE_CHECKING:
+    from fieldflows.backends.base import FieldModel, Response
+    from fieldflows.store.results import ResultsCollection
+
+RELAXED_TOGETHER = 8
+"""Structures that are relaxed before their property is computed and stored; an interrupt loses at most these."""
+
+Outcome = Document | FailureDocument
+Report = Callable[[Outcome], None]
+
+_REPORT: ContextVar[Report | None] = ContextVar("fieldflows_report", default=None)
+
+
+@contextlib.contextmanager
+def reporting(report: Report) -> Iterator[None]:
+    """Within the block, call ``report`` with each document or failure as soon as it is there (and stored)."""
+    token = _REPORT.set(report)
+    try:
+        yield
+    finally:
+        _REPORT.reset(token)
+
+
+@dataclass
+class ChunkOutcome:
+    """What became of a chunk.
+
+    Attributes:
+        documents: One document per distinct structure, in the order of the input.
+        failures: One record per structure that failed.
+        n_computed: Documents that are new.
+        n_reused: Documents that were stored before.
+        n_duplicates: Structures equal to an earlier one.
+        hessians: Hessians in eV/Å² by document key, of new documents, if kept.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    failures: list[FailureDocument] = field(default_factory=list)
+    n_computed: int = 0
+    n_reused: int = 0
+    n_duplicates: int = 0
+    hessians: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate_chunk(
+    prop: Property,
+    subjects: Sequence[PropertyInput],
+    model: FieldModel,
+    hessian_model: FieldModel | None = None,
+    *,
+    results: ResultsCollection | None = None,
+    relax: RelaxSettings | None = None,
+    recompute: bool = False,
+    keep_hessians: bool = False,
+) -> ChunkOutcome:
+    """Return documents and failures of a chunk; a rerun after any interruption goes on where it stopped.
+
+    Args:
+        prop: The property.
+        subjects: The structures, with what is known about them.
+        model: Model of the field response.
+        hessian_model: Separate model of forces and Hessian; it also relaxes.
+        results: Where each document is stored as soon as it is there, and looked up before.
+        relax: How to relax first; None for not at all.
+        recompute: Compute even what is stored.
+        keep_hessians: Return the Hessians too.
+
+    Raises:
+        CapabilityError: If the models cannot give what is asked, whatever the structure.
+        StoreError: If a document cannot be stored.
+    """
+    bound = prop.bind(model.info, None if hessian_model is None else hessian_model.info)
+    if relax is not None:
+        (hessian_model or model).info.require(("energy", "forces"), "relaxation")
+    extra: dict[str, Any] = {} if relax is None else {"relax": relax.model_dump(mode="json")}
+    outcome = ChunkOutcome()
+    report = _REPORT.get() or (lambda _: None)
+    tap = _HessianTap(hessian_model or model) if keep_hessians else None
+    if tap is not None and hessian_model is not None:
+        hessian_model = tap
+    elif tap is not None:
+        model = tap
+
+    fresh: dict[str, PropertyInput] = {}
+    order: dict[str, Document | None] = {}
+    for index, subject in enumerate(subjects):
+        subject = replace(subject, index=index) if subject.index is None else subject
+        try:
+            key = result_key(
+                bound, subject.structure, model.info, None if hessian_model is None else hessian_model.info, extra
+            )
+        except Exception as error:  # the structure is broken; the others go on
+            _fail(outcome, report, error, "plan", subject, bound.name)
+            continue
+        if key in fresh:
+            outcome.n_duplicates += 1
+            continue
+        fresh[key], order[key] = subject, None
+
+    if results is not None and not recompute:
+        for key, document in _stored(bound, fresh, results).items():
+            order[key] = document
+            del fresh[key]
+            outcome.n_reused += 1
+            report(document)
+
+    def take(key_of: Sequence[str], position: int, item: Outcome) -> None:
+        if isinstance(item, FailureDocument):
+            outcome.failures.append(item)
+        else:
+            if results is not None:
+                results.put([item])
+            order[key_of[position]] = item
+            outcome.n_computed += 1
+        report(item)
+
+    keys = list(fresh)
+    step = max(len(keys), 1) if relax is None else RELAXED_TOGETHER
+    for start in range(0, len(keys), step):
+        part, ready = [], []
+        for key in keys[start : start + step]:
+            try:
+                ready.append(_relaxed(fresh[key], hessian_model or model, relax))
+                part.append(key)
+            except Exception as error:  # one structure that cannot be relaxed must not stop the others
+                _fail(outcome, report, error, "relax", fresh[key], bound.name, key)
+        run_property(
+            prop,
+            ready,
+            model,
+            hessian_model,
+            extra_settings=extra,
+            on_result=lambda position, item, part=part: take(part, position, item),
+        )
+    outcome.documents = [document for document in order.values() if document is not None]
+    if tap is not None:
+        outcome.hessians = tap.by_key(outcome.documents)
+    return outcome
+
+
+def _relaxed(subject: PropertyInput, model: FieldModel, relax: RelaxSettings | None) -> PropertyInput:
+    if relax is None:
+        return subject
+    structure, record = relax_structure(subject.structure, model, relax)
+    return replace(subject, structure=structure, relaxation=record, input_structure=subject.structure)
+
+
+def _stored(prop: Property, fresh: Mapping[str, PropertyInput], results: ResultsCollection) -> dict[str, Document]:
+    """Return the stored documents that may stand for a new computation."""
+    found = {}
+    for row in results.fetch(list(fresh)):
+        try:
+            document = prop.document.from_json_dict(row)
+        except Exception:  # written by another version: computed anew, and replaced
+            continue
+        subject = fresh[row["key"]]
+        facts = {name: getattr(subject, name) for name in ("material_id", "band_gap")}
+        same_facts = all(value is None or value == getattr(document, name) for name, value in facts.items())
+        if same_facts and row["provenance"]["code_version"] == __version__:
+            found[row["key"]] = document
+    return found
+
+
+def _fail(
+    outcome: ChunkOutcome,
+    report: Report,
+    error: Exception,
+    stage: str,
+    subject: PropertyInput,
+    task: str,
+    key: str | None = None,
+) -> None:
+    try:
+        formula: str | None = as_atoms(subject.structure).get_chemical_formula(empirical=True)
+    except Exception:  # the structure may be what is broken
+        formula = None
+    record = FailureDocument.from_error(
+        error,
+        stage,
+        source=subject.source,
+        index=subject.index,
+        formula=formula,
+        material_id=subject.material_id,
+        task=task,
+        key=key,
+    )
+    outcome.failures.append(record)
+    report(record)
+
+
+class _HessianTap:
+    """A model that remembers the Hessians it gives, by structure."""
+
+    def __init__(self, model: FieldModel) -> None:
+        self._model = model
+        self._kept: dict[str, Any] = {}
+
+    @property
+    def info(self) -> Any:
+        return self._model.info
+
+    @property
+    def device(self) -> str:
+        return str(getattr(self._model, "device", "cpu"))
+
+    def evaluate(self, structures: Any, fields: Any = None, observables: Sequence[str] = ()) -> Any:
+        from fieldflows.schemas.identity import structure_hash
+
+        answers: Any = self._model.evaluate(structures, fields, observables)
+        responses: list[Response] = answers if isinstance(answers, list) else [answers]
+        crystals = structures if isinstance(answers, list) else [structures]
+        if "hessian" in observables:
+            for crystal, response in zip(crystals, responses, strict=True):
+                self._kept[structure_hash(crystal)] = response.hessian
+        return answers
+
+    def by_key(self, documents: Sequence[Any]) -> dict[str, Any]:
+        hashes = {document.key: document.provenance.structure_hash for document in documents}
+        return {key: self._kept[digest] for key, digest in hashes.items() if digest in self._kept}
