@@ -1,0 +1,340 @@
+"""What a training run is: one typed description, read from YAML, written once into the run directory.
+
+Every field says its meaning, unit and default here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fieldflows.datasets.source import expand_path
+from fieldflows.errors import SettingsError, suggestion
+from fieldflows.observables import OBSERVABLES
+
+TRAINABLE_LABELS: tuple[str, ...] = tuple(name for name in OBSERVABLES if name != "hessian")
+"""Observables that can be trained on."""
+
+
+class Section(BaseModel):
+    """Base of the sections: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetSection(Section):
+    """Where the labels come from.  Exactly one of the two keys."""
+
+    path: str | None = Field(
+        None,
+        description="Directory of a built dataset; environment variables and ~ are replaced.",
+        json_schema_extra={"unit": "path"},
+    )
+    config: str | None = Field(
+        None,
+        description="YAML file that describes how the dataset is built; relative to the training file.",
+        json_schema_extra={"unit": "path"},
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> DatasetSection:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give exactly one of 'path' (a built dataset) and 'config' (a dataset YAML file)")
+        return self
+
+
+class Architecture(Section):
+    """Size and cut-offs of a network made from scratch."""
+
+    channels: int = Field(32, ge=1, description="Channels per irreducible representation of the node features.")
+    max_L: int = Field(1, ge=1, le=3, description="Highest degree of the node features; 1 at least feels a field.")
+    num_interactions: int = Field(2, ge=2, description="Message-passing layers; 2 at least feel a field.")
+    max_ell: int = Field(3, ge=1, description="Highest degree of the spherical harmonics of the edges.")
+    correlation: int = Field(3, ge=1, le=4, description="Correlation order of the product basis (3: four bodies).")
+    cutoff: float = Field(5.0, gt=0, description="Interaction cut-off.", json_schema_extra={"unit": "Å"})
+    num_bessel: int = Field(8, ge=1, description="Radial Bessel functions.")
+    num_polynomial_cutoff: int = Field(5, ge=2, description="Exponent of the polynomial cut-off function.")
+    radial_MLP: tuple[int, ...] = Field((64, 64, 64), description="Widths of the hidden layers of the radial networks.")
+    readout_channels: int = Field(16, ge=1, description="Hidden channels of the last, non-linear readout.")
+
+
+class ModelSection(Section):
+    """The network: from scratch, or from a backbone that gets field blocks."""
+
+    name: str = Field("field-model", min_length=1, description="Name on the model card.")
+    architecture: Architecture = Field(
+        default_factory=Architecture, description="Architecture of a new network; ignored with a backbone."
+    )
+    backbone: str | None = Field(
+        None,
+        description="Checkpoint file or foundation name (such as 'medium-0b3') to inherit; None starts from scratch.",
+    )
+    trust_pickle: bool = Field(
+        False,
+        description="Whether a backbone that is a pickle (foundation names and .model files are), which can run code "
+        "on loading, is trusted.",
+    )
+    elements: tuple[str, ...] | Literal["from dataset"] = Field(
+        "from dataset", description="Chemical symbols that a new network knows; all elements of the dataset by default."
+    )
+    element_polarizability: bool = Field(
+        True,
+        description="Whether each element gets its own isotropic polarizability, fitted to the training labels at the "
+        "start (non-negative least squares) and trained.",
+    )
+    atomic_energies: Literal["least squares", "zero"] = Field(
+        "least squares",
+        description="Atomic baselines: least squares over the energies of the training frames, or zero. Zero is also "
+        "taken where there are no energies.",
+        json_schema_extra={"unit": "eV"},
+    )
+    scale: float | Literal["auto"] = Field(
+        "auto",
+        description="Scale of the interaction energy per atom: root mean square force of the training frames, or 1 "
+        "without forces.",
+        json_schema_extra={"unit": "eV"},
+    )
+    license: str = Field("unspecified", description="License of the weights, written on the card.")
+
+
+class Term(Section):
+    """The loss of one observable."""
+
+    weight: float = Field(1.0, ge=0, description="Weight in the sum.", json_schema_extra={"unit": "1"})
+    kind: Literal["huber", "l1", "mse"] = Field("huber", description="Function of the error of one component.")
+    delta: float = Field(
+        0.1,
+        gt=0,
+        description="Error at which the Huber function turns from quadratic to linear, in units of the scale.",
+    )
+    scale: float | Literal["spread"] = Field(
+        1.0,
+        description="Errors are divided by this before the loss: a number in the unit of the observable, or 'spread', "
+        "the standard deviation of the training labels.",
+    )
+    normalization: Literal["structures", "atoms"] = Field(
+        "structures",
+        description="'structures': mean over the components of each frame, then the weighted mean over the frames "
+        "(W = Σ_g w_g); 'atoms': every atom counts the same (only for observables per atom).",
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _positive(cls, value: float | str) -> float | str:
+        if not isinstance(value, str) and value <= 0:
+            raise ValueError("scale must be positive, or 'spread'")
+        return value
+
+
+class LossSection(Section):
+    """One term per observable; an observable without a term is not trained on."""
+
+    terms: dict[str, Term] = Field(
+        default_factory=lambda: {
+            "born_effective_charges": Term(weight=1.0, scale="spread"),
+            "polarizability": Term(weight=1.0, scale="spread"),
+        },
+        description="Observable to term. Polarization errors are folded into one quantum cell of the frame.",
+    )
+    directions: Literal["all", "random"] = Field(
+        "all",
+        description="Field directions at which Z* and α are compared in a training step. 'all': the three axes. "
+        "'random': one random direction per frame and step, which needs a third of the work; for 'mse' its mean is "
+        "the full loss.",
+    )
+
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, value: dict[str, Term]) -> dict[str, Term]:
+        for name, term in value.items():
+            if name not in TRAINABLE_LABELS:
+                raise ValueError(f"no loss for {name!r}. " + suggestion(name, TRAINABLE_LABELS))
+            if term.normalization == "atoms" and not OBSERVABLES[name].per_atom:
+                raise ValueError(f"{name} is not an observable per atom: its normalization must be 'structures'")
+        if not any(term.weight > 0 for term in value.values()):
+            raise ValueError("at least one term needs a positive weight")
+        return value
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Observables with a positive weight, in the order of the glossary."""
+        return tuple(name for name in TRAINABLE_LABELS if name in self.terms and self.terms[name].weight > 0)
+
+
+class OptimizerSection(Section):
+    """The optimizer and its schedule."""
+
+    kind: Literal["adam", "amsgrad", "adamw"] = Field("amsgrad", description="Adam, Adam with AMSGrad, or AdamW.")
+    learning_rate: float = Field(0.005, gt=0, description="Peak learning rate.")
+    weight_decay: float = Field(
+        5e-7, ge=0, description="Decay of the weights of the interaction and product blocks; others do not decay."
+    )
+    warm_up_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises linearly from zero.")
+    schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="Course of the learning rate.")
+    final_fraction: float = Field(
+        0.01, ge=0, le=1, description="Cosine: learning rate at the end; plateau: least one; as a fraction of the peak."
+    )
+    sized_by: Literal["epochs", "minutes"] = Field(
+        "epochs",
+        description="What a cosine is stretched over: 'epochs', or 'minutes' (run.max_minutes of wall time, which "
+        "gives up bitwise reproducibility).",
+    )
+    plateau_factor: float = Field(0.5, gt=0, lt=1, description="Plateau: the learning rate is multiplied by this.")
+    plateau_patience: int = Field(10, ge=1, description="Plateau: evaluations without improvement before a cut.")
+    clip_norm: float | None = Field(10.0, gt=0, description="Largest 2-norm of the gradient; None does not clip.")
+
+
+class RunSection(Section):
+    """How long, in what portions, on what machine."""
+
+    epochs: int = Field(100, ge=1, description="Passes over the training frames.")
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="Wall time of training, summed over resumed runs; the run ends in order after the step in which "
+        "it is exceeded. None: no limit.",
+        json_schema_extra={"unit": "min"},
+    )
+    batch_structures: int = Field(16, ge=1, description="Most structures in a batch.")
+    batch_atoms: int | None = Field(None, ge=1, description="Most atoms in a batch; a larger structure goes alone.")
+    batch_edges: int | None = Field(
+        None, ge=1, description="Most edges (neighbor pairs) in a batch; balances the cost; a larger one goes alone."
+    )
+    ema_decay: float | None = Field(
+        0.99, gt=0, lt=1, description="Decay of the moving average of the weights that is evaluated; None: no average."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, of the order of frames and of random directions.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the network.")
+    device: str = Field("cpu", description="'cpu' or 'cuda'.")
+    threads: int | None = Field(None, ge=1, description="Threads of torch; None leaves torch's own choice.")
+    eval_interval: int = Field(1, ge=1, description="Epochs between evaluations on the validation frames.")
+    patience: int | None = Field(None, ge=1, description="Evaluations without improvement before the run stops.")
+    checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints of the state.")
+    checkpoint_seconds: float = Field(
+        120.0, gt=0, description="Most wall time between checkpoints of the state.", json_schema_extra={"unit": "s"}
+    )
+
+
+class TrainingConfig(Section):
+    """A training run.
+
+    Example:
+        >>> config = TrainingConfig(dataset={"path": "built/dielectric"})
+        >>> config.model.architecture.channels
+        32
+    """
+
+    dataset: DatasetSection = Field(description="Labeled frames.")
+    model: ModelSection = Field(default_factory=ModelSection, description="The network.")
+    loss: LossSection = Field(default_factory=LossSection, description="What is minimized.")
+    optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="How it is minimized.")
+    run: RunSection = Field(default_factory=RunSection, description="How long and where.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        if self.optimizer.schedule == "cosine" and self.optimizer.sized_by == "minutes" and not self.run.max_minutes:
+            raise ValueError("optimizer.sized_by: minutes needs run.max_minutes")
+        return self
+
+    @classmethod
+    def from_dict(cls, data: Any, origin: str = "the training configuration") -> TrainingConfig:
+        """Return the configuration that a mapping describes.
+
+        Raises:
+            SettingsError: Names every wrong key with the reason, and the nearest known key.
+        """
+        if not isinstance(data, dict):
+            raise SettingsError(f"{origin} must be a mapping with the key 'dataset', found {type(data).__name__}.")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise SettingsError(f"{origin} is wrong: {_explain(error)}.", "See docs/guides/training.md.") from None
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> TrainingConfig:
+        """Read a YAML file; a relative ``dataset.config`` is taken from the folder of the file.
+
+        Raises:
+            SettingsError: If the file is missing, is no YAML or holds a wrong key.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"Cannot read the training file {path}: {error.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is no YAML file: {' '.join(str(error).split())}.") from None
+        config = cls.from_dict(data, origin=str(path))
+        return config.resolved(path.parent)
+
+    def resolved(self, folder: Path) -> TrainingConfig:
+        """Return a copy in which relative paths that exist below ``folder`` are absolute."""
+        updates: dict[str, Any] = {}
+        for key in ("path", "config"):
+            value = getattr(self.dataset, key)
+            if value is not None:
+                expanded = expand_path(value)
+                near = folder / expanded
+                if not expanded.is_absolute() and near.exists():
+                    expanded = near.resolve()
+                updates[key] = str(expanded)
+        dataset = self.dataset.model_copy(update=updates)
+        model = self.model
+        if model.backbone is not None:
+            near = folder / expand_path(model.backbone)
+            if near.is_file():
+                model = model.model_copy(update={"backbone": str(near.resolve())})
+        return self.model_copy(update={"dataset": dataset, "model": model})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides the result.
+
+        Left out: how long the run may take (``epochs`` only if the schedule does not depend on it), when it is
+        saved, and where the files lie.
+        """
+        data = self.model_dump(mode="json", exclude={"dataset"})
+        for key in ("max_minutes", "threads", "device", "checkpoint_steps", "checkpoint_seconds", "patience"):
+            data["run"].pop(key)
+        if self.optimizer.schedule != "cosine" or self.optimizer.sized_by == "minutes":
+            data["run"].pop("epochs")
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML text."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(error: ValidationError) -> str:
+    """Return the problems of a configuration in one line."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(key) for key in item["loc"] if not str(key).startswith(("tuple[", "literal[", "float")))
+        if item["type"] == "extra_forbidden":
+            parts.append(f"unknown key {where!r} ({_nearest(item['loc'])})")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found = item["input"]
+            shown = "" if isinstance(found, dict) else f", found {found!r}"
+            parts.append(f"{where or 'top level'}: {message}{shown}")
+    return "; ".join(parts)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """Return the suggestion for an unknown key at a location."""
+    model: Any = TrainingConfig
+    for key in location[:-1]:
+        field = model.model_fields.get(str(key)) if hasattr(model, "model_fields") else None
+        if field is None:
+            model = Term if "terms" in location else model
+            break
+        model = field.annotation if hasattr(field.annotation, "model_fields") else Term
+    return suggestion(str(location[-1]), model.model_fields)

@@ -1,0 +1,222 @@
+"""Labeled frames as graphs with labels, and what a network needs to know about them before it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate
+from fieldflows.errors import LabelError, SettingsError, TrainingError
+from fieldflows.observables import OBSERVABLES
+from fieldflows.training.sampler import FrameCost
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from fieldflows.datasets.frame import LabeledFrame
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labeled crystal, ready to be trained on.
+
+    Attributes:
+        name: What to call it in messages and tables.
+        atoms: The crystal.
+        labels: Observable to array in internal units.
+        graph: The graph with its neighbor list.
+        baseline: Sum of the atomic energies in eV; the network is trained on the rest, so that single precision
+            does not have to hold the large sum.
+    """
+
+    name: str
+    atoms: Atoms
+    labels: dict[str, np.ndarray]
+    graph: Graph
+    baseline: float = 0.0
+
+    @property
+    def cost(self) -> FrameCost:
+        """Atoms, edges and labels of the frame."""
+        return FrameCost(len(self.atoms), int(self.graph["edge_index"].shape[1]), tuple(sorted(self.labels)))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several frames in one graph.
+
+    Attributes:
+        graph: The batch of graphs.
+        targets: Observable to labels: (g, ...) or (n, ...), zero where a frame has none; energies without baseline.
+        masks: Observable to (g,), 1 where a frame has the label.
+        names: Names of the frames.
+    """
+
+    graph: Graph
+    targets: dict[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
+    names: tuple[str, ...] = field(default=())
+
+    @property
+    def n_graphs(self) -> int:
+        """Number of frames."""
+        return len(self.names)
+
+
+def make_frames(
+    frames: Sequence[LabeledFrame],
+    labels: Sequence[str],
+    atomic_numbers: Sequence[int],
+    cutoff: float,
+    dtype: torch.dtype,
+    atomic_energies: Sequence[float] | None = None,
+) -> list[Frame]:
+    """Return the frames that hold at least one of the labels, with graphs.
+
+    Args:
+        frames: The labeled frames.
+        labels: Observables to keep.
+        atomic_numbers: Elements of the network, in its order.
+        cutoff: Cut-off in Å.
+        dtype: Precision of the graphs.
+        atomic_energies: Baseline by element in eV, in the same order; zero by default.
+
+    Raises:
+        LabelError: If a label has the wrong shape or is not finite; the message names the frame.
+        UnknownElementError: If the network does not know an element.
+    """
+    table = dict(zip(atomic_numbers, atomic_energies or [0.0] * len(atomic_numbers), strict=True))
+    made = []
+    for item in frames:
+        name = item.name
+        kept = {key: _checked(key, item.labels[key], len(item.atoms), name) for key in labels if key in item.labels}
+        if kept:
+            graph = build_graph(item.atoms, atomic_numbers, cutoff, dtype=dtype)
+            baseline = float(sum(table[int(z)] for z in item.atoms.numbers))
+            made.append(Frame(name=name, atoms=item.atoms, labels=kept, graph=graph, baseline=baseline))
+    return made
+
+
+def _checked(key: str, value: object, n_atoms: int, name: str) -> np.ndarray:
+    expected = tuple(n_atoms if extent == "n" else int(extent) for extent in OBSERVABLES[key].shape)
+    array = np.asarray(value, dtype=np.float64)
+    if array.shape != expected:
+        raise LabelError(f"{key} of {name} has shape {array.shape}; {expected} is expected.", "Rebuild the dataset.")
+    if not np.isfinite(array).all():
+        raise LabelError(f"{key} of {name} has values that are not finite.", "Rebuild the dataset with its filters on.")
+    return array
+
+
+def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.device | str = "cpu") -> Batch:
+    """Return frames as one batch; labels that none of them has are left out."""
+    dtype = frames[0].graph["positions"].dtype
+    graph = {key: value.to(device) for key, value in collate([frame.graph for frame in frames]).items()}
+    targets, masks = {}, {}
+    for key in labels:
+        have = [key in frame.labels for frame in frames]
+        if not any(have):
+            continue
+        shapes = [
+            tuple(len(frame.atoms) if extent == "n" else int(extent) for extent in OBSERVABLES[key].shape)
+            for frame in frames
+        ]
+        arrays = [frame.labels.get(key, np.zeros(shape)) for frame, shape in zip(frames, shapes, strict=True)]
+        if key == "energy":
+            arrays = [value - frame.baseline for frame, value in zip(frames, arrays, strict=True)]
+        joined = np.concatenate(arrays) if OBSERVABLES[key].per_atom else np.stack(arrays)
+        targets[key] = torch.as_tensor(joined, dtype=dtype, device=device)
+        masks[key] = torch.tensor(have, dtype=dtype, device=device)
+    return Batch(graph=graph, targets=targets, masks=masks, names=tuple(frame.name for frame in frames))
+
+
+def dataset_elements(frames: Sequence[LabeledFrame]) -> list[int]:
+    """Return the atomic numbers that occur, in ascending order."""
+    return sorted({int(z) for frame in frames for z in frame.atoms.numbers})
+
+
+def composition_matrix(frames: Sequence[LabeledFrame], atomic_numbers: Sequence[int]) -> np.ndarray:
+    """Return the number of atoms of each element in each frame, shape (frames, elements)."""
+    return np.array([[np.count_nonzero(frame.atoms.numbers == z) for z in atomic_numbers] for frame in frames], float)
+
+
+def fit_atomic_energies(frames: Sequence[LabeledFrame], atomic_numbers: Sequence[int]) -> list[float]:
+    """Return atomic baselines E₀ in eV: least squares of Σ_κ E₀(Z_κ) = E over the frames with an energy.
+
+    The solution of least norm is taken, so that one composition alone spreads its energy over the elements.  All
+    are zero where no frame has an energy.
+    """
+    labeled = [frame for frame in frames if "energy" in frame.labels]
+    if not labeled:
+        return [0.0] * len(atomic_numbers)
+    matrix = composition_matrix(labeled, atomic_numbers)
+    energies = np.array([float(frame.labels["energy"]) for frame in labeled])
+    solution, *_ = np.linalg.lstsq(matrix, energies, rcond=None)
+    return [float(value) for value in solution]
+
+
+def fit_element_polarizability(frames: Sequence[LabeledFrame], atomic_numbers: Sequence[int]) -> list[float]:
+    """Return polarizabilities a(Z) ≥ 0 in e Å² V⁻¹ with Σ_κ a(Z_κ) ≈ Ω tr α/3, by non-negative least squares.
+
+    Each frame is divided by its number of atoms, so that all of them count the same.  Elements without labels get
+    the median of the others; all are zero where no frame has a polarizability.
+    """
+    from scipy.optimize import nnls
+
+    labeled = [frame for frame in frames if "polarizability" in frame.labels]
+    if not labeled:
+        return [0.0] * len(atomic_numbers)
+    matrix = composition_matrix(labeled, atomic_numbers)
+    sizes = matrix.sum(axis=1)
+    target = np.array([frame.atoms.get_volume() * np.trace(frame.labels["polarizability"]) / 3 for frame in labeled])
+    # a faint pull towards one common value keeps elements that occur once from taking everything
+    common = float(target.sum() / sizes.sum())
+    pull = 0.1
+    rows = np.vstack([matrix / sizes[:, None], pull * np.eye(len(atomic_numbers))])
+    right = np.concatenate([target / sizes, np.full(len(atomic_numbers), pull * common)])
+    solution, _ = nnls(rows, right)
+    return [float(value) for value in solution]
+
+
+def average_neighbors(frames: Sequence[LabeledFrame], cutoff: float) -> float:
+    """Return the mean number of neighbors of an atom within the cut-off in Å."""
+    from matscipy.neighbours import neighbour_list
+
+    atoms = sum(len(frame.atoms) for frame in frames)
+    edges = sum(len(neighbour_list("i", frame.atoms, float(cutoff))) for frame in frames)
+    if edges == 0:
+        raise TrainingError(f"No frame has two atoms within the cut-off of {cutoff} Å.", "Enlarge the cut-off.")
+    return edges / atoms
+
+
+def force_scale(frames: Sequence[LabeledFrame]) -> float:
+    """Return the root mean square of all force components in eV/Å, or 1 where there are no forces."""
+    forces = [np.asarray(frame.labels["forces"]).ravel() for frame in frames if "forces" in frame.labels]
+    if not forces:
+        return 1.0
+    value = float(np.sqrt(np.mean(np.square(np.concatenate(forces)))))
+    return value if value > 1e-3 else 1.0
+
+
+def label_spread(frames: Sequence[Frame], key: str) -> float:
+    """Return the standard deviation of a label over the frames, in its unit (energies: per atom, baselines aside).
+
+    Raises:
+        SettingsError: If no frame has the label, or all are equal.
+    """
+    values = [
+        (frame.labels[key] - frame.baseline) / len(frame.atoms) if key == "energy" else frame.labels[key]
+        for frame in frames
+        if key in frame.labels
+    ]
+    flat = np.concatenate([np.atleast_1d(value).ravel() for value in values]) if values else np.zeros(0)
+    spread = float(flat.std()) if len(flat) else 0.0
+    if not spread > 0:
+        raise SettingsError(
+            f"loss.terms.{key}.scale is 'spread', but the {len(values)} training frames with that label do not differ.",
+            "Give the scale as a number.",
+        )
+    return spread

@@ -1,0 +1,182 @@
+"""The loss: per observable a function of the error, masked where labels are missing, averaged over frames.
+
+For observable o with weight w_o, scale s_o and frames g with mask m_g (Martin et al., PRX Intelligence 1, 013006
+(2026), Eqs. 29-33)::
+
+    L = Σ_o w_o (1/W_o) Σ_g m_g (1/N_g) Σ_components ρ(Δ/s_o),     W_o = Σ_g m_g
+
+Δ is the error of one component; energies per atom; polarizations folded into one quantum cell of the frame.
+ρ(x) is the Huber function (x²/2 below δ, δ(|x| − δ/2) above), |x| or x².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fieldflows.backends.mace_field.graphs import volumes
+from fieldflows.observables import OBSERVABLES
+from fieldflows.training.config import Term
+from fieldflows.training.data import Batch
+
+
+def fold_polarization(difference: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """Return polarization differences folded into the cell of polarization quanta, shape (g, 3), e/Å².
+
+    x = ΔP Q⁻¹ with the quanta Q = cell/Ω as rows; ΔP_fold = (x − round(x)) Q.  The number of whole quanta is
+    constant, hence the gradient is that of ΔP.
+
+    Args:
+        difference: ΔP, (g, 3), in e/Å².
+        cell: Lattice vectors as rows, (g, 3, 3), in Å.
+    """
+    quanta = cell / torch.linalg.det(cell).abs()[:, None, None]
+    with torch.no_grad():
+        whole = torch.round(torch.linalg.solve(quanta.transpose(1, 2), difference.unsqueeze(-1)).squeeze(-1))
+    return difference - torch.einsum("gk,gki->gi", whole, quanta)
+
+
+def penalty(error: torch.Tensor, term: Term, scale: float) -> torch.Tensor:
+    """Return ρ(error/scale), component by component."""
+    x = error / scale
+    if term.kind == "l1":
+        return x.abs()
+    if term.kind == "mse":
+        return x.square()
+    size = x.abs()
+    return torch.where(size <= term.delta, 0.5 * x.square(), term.delta * (size - 0.5 * term.delta))
+
+
+def frame_means(values: torch.Tensor, batch: Batch, per_atom: bool) -> torch.Tensor:
+    """Return the mean over the components of each frame, shape (g,)."""
+    flat = values.reshape(len(values), -1).mean(dim=1)
+    if not per_atom:
+        return flat
+    sizes = batch.graph["ptr"].diff().to(flat.dtype)
+    return flat.new_zeros(batch.n_graphs).index_add(0, batch.graph["batch"], flat) / sizes
+
+
+class Loss:
+    """The sum over the observables.
+
+    Args:
+        terms: Observable to term.
+        scales: Observable to the number that errors are divided by, in the unit of the observable.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], scales: Mapping[str, float]) -> None:
+        self.terms = dict(terms)
+        self.scales = dict(scales)
+
+    def per_frame(
+        self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return ρ averaged over the components of each frame, before weights and masks: observable to (g,).
+
+        Args:
+            predictions: Observable to prediction.  With ``directions``, Z* and α are products v·Z* of shape (n, 3)
+                and α·v of shape (g, 3).
+            batch: The labels.
+            directions: (g, 3) the vectors v.
+        """
+        result = {}
+        for key, target in batch.targets.items():
+            term, scale = self.terms[key], self.scales[key]
+            if directions is not None and key == "born_effective_charges":
+                target = torch.einsum("ni,nij->nj", directions[batch.graph["batch"]], target)
+            elif directions is not None and key == "polarizability":
+                target = torch.einsum("gij,gj->gi", target, directions)
+            error = predictions[key] - target
+            if key == "energy":
+                error = error / batch.graph["ptr"].diff().to(error.dtype)
+            elif key == "polarization":
+                error = fold_polarization(error, batch.graph["cell"].view(-1, 3, 3))
+            result[key] = frame_means(penalty(error, term, scale), batch, OBSERVABLES[key].per_atom)
+        return result
+
+    def __call__(
+        self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the loss and its weighted parts by observable."""
+        parts = {}
+        for key, values in self.per_frame(predictions, batch, directions).items():
+            term, mask = self.terms[key], batch.masks[key]
+            if term.normalization == "atoms":
+                mask = mask * batch.graph["ptr"].diff().to(mask.dtype)
+            parts[key] = term.weight * (mask * values).sum() / mask.sum()
+        return torch.stack(list(parts.values())).sum(), parts
+
+
+def random_directions(count: int, seed: int, step: int, like: torch.Tensor) -> torch.Tensor:
+    """Return one random vector of length √3 per frame, shape (count, 3), that depends on seed and step alone.
+
+    With that length the mean of |v·Z|² over directions is the sum over the three axes.
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
+    vectors = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True) * 3**0.5
+    return vectors.to(like)
+
+
+def directional_response(network: torch.nn.Module, batch: Batch, directions: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return predictions for a training step with Z* and α along one direction v per frame.
+
+    One second derivative replaces three: with g = Σ v·∂F/∂𝓔, (v·Z*)_κj = −∂g/∂u_κj... with Z* = −∂²F/∂𝓔∂u, and
+    α·v = −(1/Ω) ∂g/∂𝓔.  First derivatives (forces, stress, polarization) are complete.
+
+    Args:
+        network: The network.
+        batch: The frames; its targets say what is needed.
+        directions: (g, 3).
+
+    Returns:
+        energy (g,), forces (n, 3), stress (g, 3, 3), polarization (g, 3), born_effective_charges (n, 3) and
+        polarizability (g, 3), as far as there are labels.
+    """
+    wanted = set(batch.targets)
+    graph = batch.graph
+    leaves: dict[str, torch.Tensor] = {}
+    positions = graph["positions"].detach().clone()
+    strain = None
+    if wanted & {"forces", "born_effective_charges"}:
+        leaves["positions"] = positions.requires_grad_(True)
+    if "stress" in wanted:
+        strain = positions.new_zeros(batch.n_graphs, 3, 3).requires_grad_(True)
+        leaves["strain"] = strain
+    field = positions.new_zeros(batch.n_graphs, 3).requires_grad_(True)
+    leaves["field"] = field
+    interaction, baseline = network(graph, positions=positions, strain=strain, field=field)
+    volume = volumes(graph)
+    results = {"energy": interaction + baseline}
+    first_names = ["field"]
+    if "forces" in wanted:
+        first_names.append("positions")
+    if strain is not None:
+        first_names.append("strain")
+    gradients = torch.autograd.grad(
+        interaction.sum(), [leaves[name] for name in first_names], create_graph=True, materialize_grads=True
+    )
+    first = dict(zip(first_names, gradients, strict=True))
+    if "forces" in wanted:
+        results["forces"] = -first["positions"]
+    if strain is not None:
+        results["stress"] = first["strain"] / volume[:, None, None]
+    if "polarization" in wanted:
+        results["polarization"] = -first["field"] / volume[:, None]
+    second_names = [
+        name for key, name in (("born_effective_charges", "positions"), ("polarizability", "field")) if key in wanted
+    ]
+    if second_names:
+        second = torch.autograd.grad(
+            (first["field"] * directions).sum(),
+            [leaves[name] for name in second_names],
+            create_graph=True,
+            materialize_grads=True,
+        )
+        for name, value in zip(second_names, second, strict=True):
+            if name == "positions":
+                results["born_effective_charges"] = -value
+            else:
+                results["polarizability"] = -value / volume[:, None]
+    return {key: results[key] for key in batch.targets}

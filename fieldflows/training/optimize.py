@@ -1,0 +1,100 @@
+"""The optimizer and the course of its learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from fieldflows.training.config import OptimizerSection
+
+
+def decays(name: str) -> bool:
+    """Return whether a parameter is one of the interaction or product blocks, whose weights decay."""
+    inside = name.startswith(("interactions.", "products."))
+    return inside and ("linear." in name or "symmetric_contractions" in name) and not name.endswith("bias")
+
+
+def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
+    """Return the optimizer; weight decay acts on the interaction and product blocks alone."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in parameters.items() if decays(n)], "weight_decay": settings.weight_decay},
+        {"params": [p for n, p in parameters.items() if not decays(n)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.kind == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.Adam(groups, lr=settings.learning_rate, amsgrad=settings.kind == "amsgrad")
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """Return the moments of an optimizer as tensors named ``{parameter}/{moment}``."""
+    return {
+        f"{name}/{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if torch.is_tensor(value)
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter], tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put the moments back that :func:`optimizer_tensors` took."""
+    for name, parameter in parameters.items():
+        found = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+        if found:
+            # the step counter stays on the processor, as torch keeps it
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter) for key, value in found.items()
+            }
+
+
+class Schedule:
+    """The learning rate as a function of progress.
+
+    - warm-up: linear from 0 over ``warm_up_steps``;
+    - cosine: from 1 to f (``final_fraction``), (1 + cos πx)/2 (1 − f) + f with the progress x from 0 to 1;
+    - plateau: multiplied by ``plateau_factor`` after ``plateau_patience`` evaluations without improvement;
+    - constant.
+
+    Args:
+        settings: Kind and numbers.
+    """
+
+    def __init__(self, settings: OptimizerSection) -> None:
+        self.settings = settings
+        self.reduction = 1.0
+        self.best = math.inf
+        self.waited = 0
+
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Return the learning rate of step ``step`` (from 0) at a progress between 0 and 1."""
+        settings = self.settings
+        factor = min(1.0, (step + 1) / settings.warm_up_steps) if settings.warm_up_steps else 1.0
+        if settings.schedule == "cosine":
+            x = min(1.0, max(0.0, progress))
+            factor *= settings.final_fraction + (1 - settings.final_fraction) * 0.5 * (1 + math.cos(math.pi * x))
+        elif settings.schedule == "plateau":
+            factor *= max(self.reduction, settings.final_fraction)
+        return settings.learning_rate * factor
+
+    def observe(self, score: float) -> None:
+        """Take the score of an evaluation in (lower is better)."""
+        if score < self.best:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.waited >= self.settings.plateau_patience:
+            self.reduction, self.waited = self.reduction * self.settings.plateau_factor, 0
+
+    def state(self) -> dict[str, float]:
+        """Return what a resumed run needs."""
+        return {"reduction": self.reduction, "best": self.best, "waited": self.waited}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Put a state back."""
+        self.reduction, self.best, self.waited = float(state["reduction"]), float(state["best"]), int(state["waited"])
