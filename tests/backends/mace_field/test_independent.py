@@ -1,0 +1,98 @@
+"""The network against a second implementation that shares no code with it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fieldflows.backends.mace_field._mace import o3
+from tests.backends.mace_field.independent import Independent, coupling, spherical_harmonics
+from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_model, triclinic
+
+CASES = {
+    "L1": {},
+    "L2": {"hidden_irreps": HIDDEN["L2"]},
+    "L1-three-layers": {"num_interactions": 3, "max_ell": 2},
+    "L2-three-layers": {"num_interactions": 3, "hidden_irreps": HIDDEN["L2"], "max_ell": 2},
+    "L1-third-order": {"correlation": 3, "max_ell": 2},
+    "L1-element-polarizability": {"element_polarizability": True},
+    "L1-two-heads": {
+        "heads": ["one", "two"],
+        "scale": [2.8, 1.9],
+        "shift": [0.1, -0.2],
+        "atomic_energies": [[-1.5, -0.25, 3.75], [1.0, 2.0, 3.0]],
+    },
+    "L1-density": {
+        "interaction_cls_first": "RealAgnosticDensityInteractionBlock",
+        "interaction_cls": "RealAgnosticDensityResidualInteractionBlock",
+        "scale": 0.05,
+    },
+}
+CRYSTALS = {"triclinic": triclinic, "rock salt": cubic, "cubic displaced": lambda: cubic(displaced=True)}
+FIELDS = {"no field": np.zeros(3), "field": FIELD}
+
+
+EVERYWHERE = ("L1", "L2", "L2-three-layers")
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize(
+    ("case", "crystal"),
+    [(case, crystal) for case in CASES for crystal in CRYSTALS if crystal == "triclinic" or case in EVERYWHERE],
+)
+def test_every_observable_agrees(case, crystal, field):
+    model = small_model(**CASES[case])
+    atoms, applied = CRYSTALS[crystal](), FIELDS[field]
+    judge = Independent(model.network.state_dict(), model.network.config.model_dump())
+    expected = judge.response(atoms.numbers, atoms.positions, atoms.cell, applied)
+    found = model.evaluate(atoms, applied, ALL)
+    for name in ALL:
+        np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_comparison_is_not_of_zeros(case):
+    response = small_model(**CASES[case]).evaluate(triclinic(), None, ALL)
+    floors = {"forces": 0.1, "polarization": 1e-3, "born_effective_charges": 0.1, "polarizability": 1e-4}
+    for name, floor in floors.items():
+        assert np.abs(response.get(name)).max() > floor, name
+
+
+def test_the_second_head_is_another_function():
+    case = CASES["L1-two-heads"]
+    model = small_model(**case)
+    second = type(model)(model.network, model.metadata, sha256="0", head="two")
+    atoms = triclinic()
+    judge = Independent(model.network.state_dict(), model.network.config.model_dump())
+    expected = judge.response(atoms.numbers, atoms.positions, atoms.cell, FIELD, head=1)
+    found = second.evaluate(atoms, FIELD, ALL)
+    for name in ALL:
+        np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
+    assert abs(found.energy - model.evaluate(atoms, FIELD, ALL).energy) > 0.1
+
+
+@pytest.mark.parametrize("degree", range(4))
+def test_harmonics_of_the_judge_follow_the_convention_of_the_weights(degree):
+    vectors = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(degree))
+    unit = vectors / vectors.norm(dim=-1, keepdim=True)
+    ours = spherical_harmonics(unit, degree)
+    torch.testing.assert_close(ours, o3.spherical_harmonics(degree, unit, True, "component"), rtol=0, atol=1e-13)
+    torch.testing.assert_close(ours.square().sum(-1), torch.full((20,), 2.0 * degree + 1, dtype=torch.float64))
+
+
+def test_couplings_of_the_judge_are_those_of_the_weights():
+    degrees = [(a, b, c) for a in range(4) for b in range(4) for c in range(abs(a - b), min(a + b, 3) + 1)]
+    even = [triple for triple in degrees if sum(triple) % 2 == 0]
+    assert len(even) == 23
+    for triple in even:
+        table = o3.wigner_3j(*triple, dtype=torch.float64)
+        torch.testing.assert_close(coupling(*triple), table, rtol=0, atol=1e-12)
+
+
+def test_the_judge_refuses_what_it_does_not_cover():
+    config = small_model().network.config.model_dump()
+    with pytest.raises(ValueError, match="not covered"):
+        Independent({}, {**config, "radial_type": "gaussian"})
+    with pytest.raises(ValueError, match="natural parity"):
+        Independent({}, {**config, "hidden_irreps": "4x0e + 4x1e"})
