@@ -37,13 +37,13 @@ def zincblende_gaas() -> Atoms:
 
 
 def wurtzite_zno() -> Atoms:
-    """Return ZnO (P6_3mc, 4 atoms, polar), a = 3.2495, c = 5.2069 Å, u = 0.345.
+    """Return ZnO (P6_3mc, 4 atoms, polar), a = 3.2501, c = 5.2071 Å, u = 0.3817.
 
-    Abrahams and Bernstein, Acta Cryst. B 25, 1233 (1969), rounded.
+    Kisi and Elcombe, Acta Cryst. C 45, 1867 (1989).
     """
     from ase.build import bulk
 
-    return bulk("ZnO", "wurtzite", a=3.2495, c=5.2069, u=0.345)
+    return bulk("ZnO", "wurtzite", a=3.2501, c=5.2071, u=0.3817)
 
 
 def perovskite_srtio3() -> Atoms:
