@@ -63,7 +63,9 @@ def _cached(document: str, seed: int) -> MACEFieldNetwork:
                 if part in name and not name.startswith(("node", "readouts", "products.0.linear")):
                     parameter.mul_(gain)
         if network.config.element_polarizability:
-            network.element_polarizability.copy_(torch.linspace(0.3, 1.1, len(network.config.atomic_numbers)))
+            network.element_polarizability.copy_(
+                torch.linspace(0.3, 1.1, len(network.config.atomic_numbers), dtype=torch.float64)
+            )
     return network.eval().requires_grad_(False)
 
 
