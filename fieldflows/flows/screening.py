@@ -18,6 +18,7 @@ from fieldflows.properties.dielectric import DielectricProperty, DielectricSetti
 from fieldflows.structures import as_structure
 
 if TYPE_CHECKING:
+    from fieldflows.backends.base import ModelInfo
     from fieldflows.structures import StructureLike
 
     Crystal = StructureLike | InputStructure | OutputReference
@@ -106,6 +107,16 @@ class DielectricMaker(Maker):
             )
             jobs.append(made)
         return Flow(jobs, output=[made.output for made in jobs], name=f"{self.name} screening")
+
+    def check(self) -> ModelInfo:
+        """Return the card of the model, after checking that the models exist and can give what is asked.
+
+        Raises:
+            CheckpointError: If a model does not exist or is damaged.
+            CapabilityError: If the models cannot give what the settings ask for.
+        """
+        self._shared()
+        return ModelReference.resolve(self.model, self.dtype, self.device)[1]
 
     def _shared(self) -> dict[str, Any]:
         model, info = ModelReference.resolve(self.model, self.dtype, self.device)

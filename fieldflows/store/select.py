@@ -28,7 +28,7 @@ MONGO_TIMEOUT_MS = 5000
 _MODULES = ("maggma.", "jobflow.", "fieldflows.")
 
 
-def get_store(spec: str | Path | None = None) -> JobStore:
+def get_store(spec: str | Path | None = None, must_exist: bool = False) -> JobStore:
     """Return the JobStore for results, opened.
 
     The first of these that is given decides: ``spec``; the environment variable ``FIELDFLOWS_STORE``; a JOB_STORE
@@ -38,11 +38,15 @@ def get_store(spec: str | Path | None = None) -> JobStore:
     Args:
         spec: Path of an embedded store (created if new), a ``mongodb://`` or ``mongodb+srv://`` address (database
             ``fieldflows`` unless it names one), or a YAML or JSON file that describes a JobStore.
+        must_exist: Refuse to create a file.
 
     Raises:
         StoreError: If the store cannot be opened, or its description cannot be read.
     """
     store = _choose(spec)[0]
+    docs = store.docs_store
+    if must_exist and isinstance(docs, SQLiteStore) and not Path(docs.path).exists():
+        raise StoreError(f"There is no store {docs.path} yet.", "Screen something first, or name a store with --store.")
     _open(store)
     return store
 

@@ -1,0 +1,79 @@
+"""How commands show results: tables for people, JSON and CSV for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+PIPE_WIDTH = 200
+"""Width of tables that do not go to a terminal, so that nothing is cut."""
+
+
+def console(error: bool = False) -> Console:
+    """Return a console on standard output, or on standard error for progress and remarks."""
+    from rich.console import Console
+
+    stream = sys.stderr if error else sys.stdout
+    return Console(stderr=error, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """Write JSON to standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> Table:
+    """Return a table whose first columns are left-aligned and the others right-aligned."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for position, column in enumerate(columns):
+        made.add_column(column, justify="left" if position < left else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(cell) for cell in row))
+    return made
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number for a table; a dash for nothing."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def result_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
+    """Return the table of dielectric results.
+
+    Args:
+        documents: Stored documents, as dictionaries.
+        title: Heading.
+    """
+    documents = list(documents)
+    has_id = any(doc.get("material_id") for doc in documents)
+    has_ionic = any(doc.get("e_ionic") is not None for doc in documents)
+    columns = ["formula", *(["id"] if has_id else []), "space group", "n", "ε∞ principal"]
+    columns += ["ε_ion", "ε_tot"] if has_ionic else []
+    columns += ["Z* range / e", "flags"]
+    rows = []
+    for doc in documents:
+        row = [doc["formula_pretty"], *([doc.get("material_id") or "–"] if has_id else [])]
+        row += [doc.get("spacegroup_symbol") or "–", number(doc.get("n"), 3)]
+        row.append(" ".join(number(value) for value in doc["epsilon_electronic_principal"]))
+        if has_ionic:
+            row += [number(doc.get("e_ionic")), number(doc.get("e_total"))]
+        row.append(f"{doc['born_charge_min']:+.2f} … {doc['born_charge_max']:+.2f}")
+        row.append(", ".join(flag["code"] for flag in doc.get("flags") or ()) or "–")
+        rows.append(row)
+    return table(title, columns, rows, left=2 if has_id else 1)
+
+
+def failure_table(failures: Iterable[Mapping[str, Any]]) -> Table:
+    """Return the table of structures that failed."""
+    rows = [(item["source"] or item["formula"] or "–", item["stage"], item["message"]) for item in failures]
+    return table("Failures", ["structure", "step", "reason"], rows, left=3)
