@@ -10,12 +10,14 @@ and χ Pauling electronegativities,
 
     F(R, 𝓔) = Σ_pairs φ(r) − 𝓔·μ − ½ 𝓔·A·𝓔
     φ(r) = D (x² − 2x) s(r),   x = exp(−a (r − R_i − R_j)),   D = D₀ + D₁ |χ_i − χ_j|
-    μ    = Σ_pairs c w(r) d,   w(r) = (1 − (r/r_q)⁶)³ for r < r_q, else 0,   c = c₀ (χ_i − χ_j)
+    μ    = Σ_pairs [1 + γ (s_i + s_j)] c w(r) d,   c = c₀ (χ_i − χ_j),   s_i = Σ_neighbors |χ_i − χ_j| w(r)
+    w(r) = (1 − (r/r_q)⁶)³ for r < r_q, else 0,   r_q = min(b (R_i + R_j), r_c): nearest neighbors, as a rule
     A    = Σ_atoms 4π ε_vac R_i³ I  +  Σ_pairs h g(r) d dᵀ,   g(r) = s(r)/r²,   h = h₀ 4π ε_vac (R_i R_j)^{3/2}
-    s(r) = (1 − r²/r_c²)³ for r < r_c, else 0,   r_q = min(b (R_i + R_j), r_c): nearest neighbors, as a rule
+    s(r) = (1 − r²/r_c²)³ for r < r_c, else 0
 
-so that P = (μ + A 𝓔)/Ω and α = A/Ω.  For a binary crystal with one formula unit and cubic sites this gives
-ε_ion = Z²/(k Ω ε_vac) with Z = Σ_neighbors c (w + r w′/3) and k = Σ_neighbors (φ″ + 2 φ′/r)/3.
+so that P = (μ + A 𝓔)/Ω and α = A/Ω.  The neighbors s_i of a bond make Z* asymmetric where the site allows it, as
+it is in real crystals.  For a binary crystal with one formula unit and cubic sites this gives
+ε_ion = Z²/(k Ω ε_vac) with Z = [1 + γ (s_i + s_j)] Σ_neighbors c (w + r w′/3) and k = Σ_neighbors (φ″ + 2 φ′/r)/3.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class ToyParameters:
         stiffness: a in 1/Å.
         charge: c₀ in e per unit of electronegativity.
         charge_reach: b, dimensionless.
+        environment: γ, dimensionless; 0 leaves dipoles of single bonds, whose Z* are symmetric.
         anisotropy: h₀, dimensionless; 0 leaves the isotropic polarizable spheres.
     """
 
@@ -68,8 +71,9 @@ class ToyParameters:
     depth: float = 0.3
     ionic_depth: float = 0.5
     stiffness: float = 1.5
-    charge: float = 0.3
+    charge: float = 0.25
     charge_reach: float = 1.6
+    environment: float = 0.02
     anisotropy: float = 0.02
 
     def __post_init__(self) -> None:
@@ -180,7 +184,7 @@ class ToyModel:
     ):
         """Return the response of one structure, or a list of them for a list; see ``FieldModel.evaluate``.
 
-        The Hessian is the one at the given field.
+        The Hessian is the one at zero field, as defined, whatever the field.
         """
         names = check_observables(observables)
         single = not isinstance(structures, list | tuple)
@@ -240,83 +244,84 @@ class _Terms:
         well = Radial((x * x).value - 2 * x.value, (x * x).first - 2 * x.first, (x * x).second - 2 * x.second)
         self.phi = (well * cut).scaled(p.depth + p.ionic_depth * np.abs(delta))
         reach = np.minimum(p.charge_reach * origin, p.cutoff)
-        self.w = plateau(r, reach).scaled(p.charge * delta)
+        bond = plateau(r, reach)
+        self.w = bond.scaled(p.charge * delta)
+        crowding = bond.scaled(p.environment * np.abs(delta))
         inverse_square = Radial(r**-2.0, -2 * r**-3.0, 6 * r**-4.0)
         sphere = 4 * np.pi * EPSILON_VACUUM
         self.g = (inverse_square * cut).scaled(p.anisotropy * sphere * (radius_i * radius_j) ** 1.5)
         self.spheres = sphere * float((radii[atoms.numbers] ** 3).sum())
         self.unit, self.r = d / r[:, None], r
-        self.along = d @ field
+        # μ = Σ_atoms (½ + γ s_i) v_i with v_i = Σ_neighbors c w d
+        moments = np.zeros((self.n, 3))
+        np.add.at(moments, i, self.w.value[:, None] * d)
+        factors = np.full(self.n, 0.5)
+        np.add.at(factors, i, crowding.value)
+        self.dipole = factors @ moments
+        self.factor, self.crowding_slope, self.moment = factors[i], crowding.first, moments[i]
+        pairs = 0.5 * np.einsum("e,ei,ej->ij", self.g.value, d, d)
+        self.total_polarizability = self.spheres * np.eye(3) + pairs
 
-    # Every pair appears twice, as (i, j, d) and (j, i, -d): sums over pairs are half the sums over the list.
-
-    def dipole(self) -> FloatArray:
-        return 0.5 * (self.w.value[:, None] * self.d).sum(axis=0)
-
-    def total_polarizability(self) -> FloatArray:
-        pairs = 0.5 * np.einsum("e,ei,ej->ij", self.g.value, self.d, self.d)
-        return self.spheres * np.eye(3) + pairs
+    # The neighbor list holds every pair twice, as e = (i, j, d) and (j, i, −d) with d = r_j − r_i.  All sums run over
+    # the whole list: energies of pairs enter with one half.
 
     def energy(self) -> float:
         field = self.field
-        return float(
-            0.5 * self.phi.value.sum() - field @ self.dipole() - 0.5 * field @ self.total_polarizability() @ field
-        )
+        induced = 0.5 * field @ self.total_polarizability @ field
+        return float(0.5 * self.phi.value.sum() - field @ self.dipole - induced)
 
     def polarization(self) -> FloatArray:
-        return (self.dipole() + self.total_polarizability() @ self.field) / self.volume
+        return (self.dipole + self.total_polarizability @ self.field) / self.volume
 
     def polarizability(self) -> FloatArray:
-        return self.total_polarizability() / self.volume
+        return self.total_polarizability / self.volume
 
-    def pair_gradient(self) -> FloatArray:
-        """∂f/∂d of the enthalpy f of each pair, (e, 3)."""
-        t, u = self.along, self.unit
-        radial = self.phi.first - self.w.first * t - 0.5 * self.g.first * t**2
-        return radial[:, None] * u - (self.w.value + self.g.value * t)[:, None] * self.field
-
-    def pair_hessian(self) -> FloatArray:
-        """∂²f/∂d∂d of the enthalpy f of each pair, (e, 3, 3)."""
-        t, u, field = self.along, self.unit, self.field
-        radial_first = self.phi.first - self.w.first * t - 0.5 * self.g.first * t**2
-        radial_second = self.phi.second - self.w.second * t - 0.5 * self.g.second * t**2
-        outer = np.einsum("ei,ej->eij", u, u)
-        mixed = np.einsum("ei,j->eij", u, field)
-        mixed = mixed + mixed.transpose(0, 2, 1)
-        return (
-            radial_second[:, None, None] * outer
-            + (radial_first / self.r)[:, None, None] * (np.eye(3) - outer)
-            - (self.w.first + self.g.first * t)[:, None, None] * mixed
-            - self.g.value[:, None, None] * np.outer(field, field)
+    def moment_gradient(self) -> FloatArray:
+        """∂(μ + A 𝓔)_a/∂d_b of each entry of the list, (e, 3, 3)."""
+        d, unit, field = self.d, self.unit, self.field
+        along = d @ field
+        stretch = np.einsum("ea,eb->eab", d, unit)
+        permanent = self.w.first[:, None, None] * stretch + self.w.value[:, None, None] * np.eye(3)
+        crowding = self.crowding_slope[:, None, None] * np.einsum("ea,eb->eab", self.moment, unit)
+        induced = (
+            (self.g.first * along)[:, None, None] * stretch
+            + (self.g.value * along)[:, None, None] * np.eye(3)
+            + self.g.value[:, None, None] * np.einsum("ea,b->eab", d, field)
         )
+        return self.factor[:, None, None] * permanent + crowding + 0.5 * induced
 
-    def pair_dipole_gradient(self) -> FloatArray:
-        """∂p_i/∂d_j of the dipole p (permanent and induced) of each pair, (e, 3, 3)."""
-        t = self.along
-        stretch = np.einsum("ei,ej->eij", self.d, self.unit)
-        return (
-            (self.w.first + self.g.first * t)[:, None, None] * stretch
-            + (self.w.value + self.g.value * t)[:, None, None] * np.eye(3)
-            + self.g.value[:, None, None] * np.einsum("ei,j->eij", self.d, self.field)
+    def gradient(self) -> FloatArray:
+        """∂F/∂d of each entry of the list, (e, 3)."""
+        along = self.d @ self.field
+        springs = 0.5 * self.phi.first[:, None] * self.unit
+        # ½ 𝓔·A·𝓔 has half the gradient of 𝓔·(A 𝓔)
+        half = (
+            0.25 * (self.g.first * along**2)[:, None] * self.unit + 0.5 * (self.g.value * along)[:, None] * self.field
         )
+        return springs - np.einsum("a,eab->eb", self.field, self.moment_gradient()) + half
 
     def forces(self) -> FloatArray:
         result = np.zeros((self.n, 3))
-        np.add.at(result, self.i, self.pair_gradient())  # d = r_j − r_i, so that −∂f/∂r_i = ∂f/∂d
+        slopes = self.gradient()
+        np.add.at(result, self.i, slopes)
+        np.add.at(result, self.j, -slopes)
         return result
 
     def stress(self) -> FloatArray:
-        virial = 0.5 * np.einsum("ei,ej->ij", self.pair_gradient(), self.d) / self.volume
+        virial = np.einsum("ea,eb->ab", self.gradient(), self.d) / self.volume
         return 0.5 * (virial + virial.T)
 
     def born_effective_charges(self) -> FloatArray:
         result = np.zeros((self.n, 3, 3))
-        np.add.at(result, self.i, -self.pair_dipole_gradient())
+        slopes = self.moment_gradient()
+        np.add.at(result, self.j, slopes)
+        np.add.at(result, self.i, -slopes)
         return result
 
     def hessian(self) -> FloatArray:
+        outer = np.einsum("ea,eb->eab", self.unit, self.unit)
+        pairs = self.phi.second[:, None, None] * outer + (self.phi.first / self.r)[:, None, None] * (np.eye(3) - outer)
         blocks = np.zeros((self.n, self.n, 3, 3))
-        pairs = self.pair_hessian()
         np.add.at(blocks, (self.i, self.i), pairs)
         np.add.at(blocks, (self.i, self.j), -pairs)
         return blocks.transpose(0, 2, 1, 3).reshape(3 * self.n, 3 * self.n)

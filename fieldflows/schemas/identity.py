@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fieldflows.errors import StructureError
+
 if TYPE_CHECKING:
     from fieldflows.structures import StructureLike
 
@@ -26,6 +28,9 @@ def structure_hash(structure: StructureLike) -> str:
     Invariant under moving atoms by lattice vectors; not under rotation, reordering or a change of cell, because
     the stored tensors and per-atom charges are not either.
 
+    Raises:
+        StructureError: If coordinates are not finite or the cell has no volume.
+
     Example:
         >>> from ase.build import bulk
         >>> structure_hash(bulk("MgO", "rocksalt", 4.21)) == structure_hash(bulk("MgO", "rocksalt", 4.22))
@@ -34,6 +39,8 @@ def structure_hash(structure: StructureLike) -> str:
     from fieldflows.structures import as_atoms
 
     atoms = as_atoms(structure)
+    if not (np.isfinite(atoms.positions).all() and abs(np.linalg.det(atoms.cell[:])) > 0.0):
+        raise StructureError("A crystal with coordinates that are not finite or without volume has no hash.")
     lattice = np.rint(np.asarray(atoms.cell[:], dtype=float) / RESOLUTION).astype("<i8")
     steps = round(1.0 / RESOLUTION)
     fractional = np.rint(atoms.cell.scaled_positions(atoms.positions) / RESOLUTION).astype("<i8") % steps

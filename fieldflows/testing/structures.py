@@ -112,20 +112,20 @@ def random_crystal(
         minimum_distance: In Å, periodic images included.
 
     Raises:
-        ValueError: If no such crystal was found in 200 attempts: the atoms are too dense.
+        ValueError: If no such crystal was found in 50 cells: the atoms are too dense.
     """
     from ase import Atoms
     from ase.geometry import cell_to_cellpar
 
     rng = np.random.default_rng(seed)
     volume = volume_per_atom * len(symbols)
-    for _ in range(200):
+    for _ in range(50):
         cell = np.eye(3) + rng.uniform(-0.3, 0.3, (3, 3))
         cell *= (volume / abs(np.linalg.det(cell))) ** (1 / 3)
         if cell_to_cellpar(cell)[3:].min() < 55 or cell_to_cellpar(cell)[3:].max() > 125:
             continue
         positions: list[np.ndarray] = []
-        for _ in range(60 * len(symbols)):
+        for _ in range(40 * len(symbols)):
             candidate = rng.uniform(0, 1, 3)
             if _clearance(candidate, positions, cell) >= minimum_distance:
                 positions.append(candidate)

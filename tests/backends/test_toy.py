@@ -12,7 +12,7 @@ from fieldflows.backends.toy import ToyModel, ToyParameters, load
 from fieldflows.errors import SettingsError, UnknownElementError
 from fieldflows.physics.dielectric import electronic_permittivity, ionic_permittivity
 from fieldflows.testing.contract import FieldModelContract
-from fieldflows.testing.structures import cesium_chloride, rocksalt_mgo, zincblende_gaas
+from fieldflows.testing.structures import cesium_chloride, random_crystal, rocksalt_mgo, zincblende_gaas
 from fieldflows.units import EPSILON_VACUUM
 
 
@@ -36,14 +36,15 @@ def closed_forms(shells, chi, radii, p):
 
     ``shells``: (number of unlike neighbors, distance) within the cut-off.
     """
-    z = k = 0.0
+    z = k = neighbors = 0.0
     origin = sum(radii)
     for count, r in shells:
         reach = min(p.charge_reach * origin, p.cutoff)
         if r < reach:
             v = (r / reach) ** 6
             w, w1 = (1 - v) ** 3, -18 * (1 - v) ** 2 * v / r
-            z += count * p.charge * (chi[0] - chi[1]) * (w + r * w1 / 3)
+            z += count * p.charge * (chi[1] - chi[0]) * (w + r * w1 / 3)
+            neighbors += count * abs(chi[0] - chi[1]) * w
         depth = p.depth + p.ionic_depth * abs(chi[0] - chi[1])
 
         def phi(x, depth=depth):
@@ -54,7 +55,7 @@ def closed_forms(shells, chi, radii, p):
         first = (phi(r + h) - phi(r - h)) / (2 * h)
         second = (phi(r + h) - 2 * phi(r) + phi(r - h)) / h**2
         k += count * (second + 2 * first / r) / 3
-    return -z, k
+    return (1 + 2 * p.environment * neighbors) * z, k
 
 
 # Pauling electronegativities and covalent radii (Cordero 2008) as tabulated, typed in again.
@@ -81,6 +82,12 @@ def test_binary_crystals_have_closed_forms(atoms, a, shells, chi, radii, cutoff)
 
     epsilon = ionic_permittivity(response.born_effective_charges, response.hessian, atoms.get_volume())
     assert epsilon == pytest.approx(charge**2 / (spring * atoms.get_volume() * EPSILON_VACUUM) * np.eye(3), rel=1e-5)
+
+
+def test_charges_are_not_symmetric_where_the_site_allows():
+    """Else transposed Born charges would go unnoticed in everything that is tested with the toy model."""
+    charges = ToyModel().evaluate(random_crystal(7)).born_effective_charges
+    assert np.abs(charges - charges.transpose(0, 2, 1)).max() > 0.05
 
 
 def test_isotropic_polarizability_is_that_of_conducting_spheres():
