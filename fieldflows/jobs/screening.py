@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from jobflow import CURRENT_JOB, JobConfig, job
 
 import fieldflows.errors
 from fieldflows import __version__
-from fieldflows.errors import EvaluationError, FieldflowsError
+from fieldflows.errors import EvaluationError, FieldflowsError, StoreError
 from fieldflows.jobs.evaluate import ChunkOutcome, evaluate_chunk
 from fieldflows.jobs.models import ModelReference
 from fieldflows.jobs.relax import RelaxSettings
@@ -21,6 +22,8 @@ from fieldflows.schemas.screening import HessianRecord, ScreeningDocument
 
 if TYPE_CHECKING:
     from fieldflows.store.results import ResultsCollection
+
+_LOGGER = logging.getLogger(__name__)
 
 HESSIAN_KEY = "hessian"
 """Key of the output that goes to the additional store ``data``."""
@@ -114,11 +117,19 @@ def _run(
 
 
 def _results() -> ResultsCollection | None:
-    """Return the results collection of the store that the job runs with; None if it runs with none."""
+    """Return the results collection of the store that the job runs with; None if it has none.
+
+    A worker without access to the database writes its output to a file, for others to store; results are in that
+    output in any case, and ``fieldflows.store.publish`` copies them from there.
+    """
     from fieldflows.store.results import ResultsCollection
 
     store = CURRENT_JOB.store
-    return None if store is None else ResultsCollection.of(store)
+    try:
+        return None if store is None else ResultsCollection.of(store)
+    except StoreError as error:
+        _LOGGER.warning("Results stay in the output of the job only: %s", error)
+        return None
 
 
 def _as_error(failure: FailureDocument) -> FieldflowsError:

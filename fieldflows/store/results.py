@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fieldflows.errors import StoreError
+from fieldflows.schemas.dielectric import DielectricDocument
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -58,10 +59,10 @@ class ResultsCollection:
             sibling: Store = SQLiteStore(
                 docs.path, RESULTS_COLLECTION, "key", docs.journal_mode, docs.synchronous, docs.timeout
             )
-        elif isinstance(docs, MemoryStore):
+        elif type(docs) is MemoryStore:
             sibling = MemoryStore(collection_name=RESULTS_COLLECTION, key="key")
             sibling.connect()
-        elif isinstance(docs, MongoStore):
+        elif isinstance(docs, MongoStore) and not isinstance(docs, MemoryStore):
             settings = {k: v for k, v in docs.as_dict().items() if not k.startswith("@")}
             settings |= {"collection_name": RESULTS_COLLECTION, "key": "key"}
             sibling = type(docs)(**settings)
@@ -153,6 +154,25 @@ class ResultsCollection:
             except PyMongoError as error:
                 raise StoreError(f"{hide_password(self.store.name)} refused: {error}.") from error
         raise AssertionError  # the loop returns or raises
+
+
+def publish(job_store: JobStore, criteria: dict[str, Any] | None = None) -> int:
+    """Copy the results in the outputs of jobs to the results collection; return how many.
+
+    Needed after runs whose workers had no access to the database; harmless otherwise, because results are stored by
+    key.
+
+    Args:
+        job_store: The store of the jobs.
+        criteria: Mongo filter for jobs; all screening jobs by default.
+    """
+    results = ResultsCollection.of(job_store)
+    count = 0
+    for row in job_store.query({"metadata.task": "dielectric", **(criteria or {})}, properties=["output"]):
+        output = row.get("output") or {}
+        documents = output.get("results", [output] if output.get("key") else [])
+        count += results.put([DielectricDocument.from_json_dict(document) for document in documents])
+    return count
 
 
 def hide_password(uri: str) -> str:

@@ -89,7 +89,8 @@ def sqlite_job_store(path: str | Path) -> JobStore:
 def mongo_job_store(uri: str) -> JobStore:
     """Return a JobStore in a MongoDB: collections ``outputs`` and ``results``, large arrays in GridFS."""
     from jobflow import JobStore
-    from maggma.stores import GridFSURIStore, MongoURIStore
+    from maggma.stores import MongoURIStore
+    from maggma.stores.gridfs import GridFSURIStore
     from pymongo import uri_parser
     from pymongo.errors import PyMongoError
 
