@@ -92,9 +92,9 @@ def _table(title: str, *columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     return table
 
 
@@ -111,11 +111,11 @@ def _overview(console: Console, manifest: DatasetManifest, where: str) -> None:
     for key in manifest.counts["all"]:
         counts.add_row(key, *(str(column.get(key, 0)) for column in manifest.counts.values()))
     console.print(counts)
-    labels = _table("Labels, all subsets", "label", "unit", "frames", "mean", "std", "min", "median", "max")
+    labels = _table("Labels, all subsets", "label", "unit", "mean", "std", "min", "max")
     for row in manifest.statistics:
         if row.split == "all":
-            numbers = (row.mean, row.std, row.minimum, row.median, row.maximum)
-            labels.add_row(row.label, row.unit, str(row.n_frames), *(_number(x) for x in numbers))
+            numbers = (row.mean, row.std, row.minimum, row.maximum)
+            labels.add_row(row.label, row.unit, *(_number(x) for x in numbers))
     console.print(labels)
     for source in manifest.sources:
         console.print(
@@ -128,19 +128,24 @@ def _overview(console: Console, manifest: DatasetManifest, where: str) -> None:
 
 
 def _number(x: float) -> str:
-    return "0" if abs(x) < 1e-12 else f"{x:.4g}"
+    return "0" if abs(x) < 1e-12 else f"{x:.3g}"
 
 
 def _findings(console: Console, manifest: DatasetManifest, kind: str, everything: bool) -> None:
+    from rich import box
+    from rich.table import Table
+
     rows = manifest.rejects if kind == "rejects" else manifest.flags
     if not rows:
         return
     shown = rows if everything else rows[:MAX_ROWS]
-    table = _table(f"{kind.capitalize()} ({len(rows)})", "formula", "source", "frame", "found", "allowed")
+    table = Table(title=f"{kind.capitalize()} ({len(rows)})", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("formula", "frame", "found"):
+        table.add_column(column, no_wrap=column == "formula", overflow="fold")
     for row in shown:
         for finding in row.findings:
-            limit = "" if finding.threshold is None else f"{finding.threshold:g} {finding.unit}"
-            table.add_row(row.formula, row.source, str(row.source_index), finding.message, limit)
+            limit = "" if finding.threshold is None else f" (limit {finding.threshold:.3g} {finding.unit})"
+            table.add_row(row.formula, f"{row.source}:{row.source_index}", finding.message + limit)
     console.print(table)
     if len(shown) < len(rows):
         console.print(f"... and {len(rows) - len(shown)} more: --{kind} lists all.")

@@ -279,9 +279,9 @@ def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Da
     rejects: list[FrameFindings] = []
     flagged: list[FrameFindings] = []
     read: list[tuple[Source, Path, SourceData]] = []
-    for i, source in enumerate(config.sources):
+    paths = [expand_path(source.path, config.base) for source in config.sources]
+    for i, (source, path) in enumerate(zip(config.sources, paths, strict=True)):
         report("reading", i, len(config.sources))
-        path = expand_path(source.path, config.base)
         read.append((source, path, source.read(path, config.base)))
     report("reading", len(read), len(read))
     total = sum(len(data.frames) for _, _, data in read)

@@ -1,0 +1,62 @@
+"""Copies: exact ones by fingerprint, near ones by matching, and what is no copy."""
+
+from __future__ import annotations
+
+import numpy as np
+from ase import Atoms
+
+from fieldflows.datasets.duplicates import DuplicatesConfig, find_duplicates, fingerprint
+from fieldflows.datasets.frame import LabeledFrame
+from tests.datasets.synthetic import perovskite
+
+
+def frame(atoms: Atoms | None = None, source: str = "a", labels: tuple[str, ...] = ("polarizability",), **extra):
+    crystal = perovskite()
+    atoms = atoms or Atoms(crystal.symbols, positions=crystal.positions, cell=crystal.cell, pbc=True)
+    return LabeledFrame(atoms, {name: np.eye(3) for name in labels}, "SrTiO3", source, 0, extra=extra)
+
+
+def test_exact_copies_in_any_order_and_wrapping():
+    one = frame()
+    atoms = one.atoms[[4, 2, 0, 1, 3]]
+    atoms.positions += atoms.cell[0] - 2 * atoms.cell[2]
+    assert fingerprint(one) == fingerprint(frame(atoms))
+    assert find_duplicates([one, frame(atoms)], DuplicatesConfig()) == {1: (0, "exact")}
+    atoms.positions[0] += 0.05
+    assert fingerprint(one) != fingerprint(frame(atoms))
+
+
+def test_near_copies_rotated_shifted_and_as_supercells():
+    one = frame()
+    other = one.atoms.repeat((1, 1, 2))
+    other.rotate(30, "z", rotate_cell=True)
+    other.positions += [0.2, 0.1, 0.0]
+    other.set_cell(other.cell[:] * 1.002, scale_atoms=True)
+    assert find_duplicates([one, frame(other)], DuplicatesConfig()) == {1: (0, "near")}
+    assert find_duplicates([one, frame(other)], DuplicatesConfig(near=False)) == {}
+
+
+def test_polymorphs_and_strained_cells_are_no_copies():
+    one = frame()
+    tetragonal = one.atoms.copy()
+    tetragonal.set_cell(tetragonal.cell[:] * [[1], [1], [1.06]], scale_atoms=True)
+    off_center = one.atoms.copy()
+    off_center.positions[1] += [0, 0, 0.3]
+    assert find_duplicates([one, frame(tetragonal), frame(off_center)], DuplicatesConfig()) == {}
+
+
+def test_trajectories_keep_near_copies_but_not_exact_ones():
+    one = frame(source="md")
+    shaken = one.atoms.copy()
+    shaken.positions += 0.001 * np.random.default_rng(0).normal(size=shaken.positions.shape)
+    frames = [one, frame(shaken, source="md"), frame(source="md")]
+    assert find_duplicates(frames, DuplicatesConfig(), frozenset({"md"})) == {2: (0, "exact")}
+    assert find_duplicates(frames, DuplicatesConfig()) == {1: (0, "near"), 2: (0, "exact")}
+
+
+def test_a_frame_with_another_label_or_of_another_path_stays():
+    one = frame()
+    assert find_duplicates([one, frame(labels=("epsilon_ionic",))], DuplicatesConfig()) == {}
+    assert find_duplicates([frame(wfid="1"), frame(wfid="2")], DuplicatesConfig()) == {}
+    both = frame(labels=("polarizability", "epsilon_ionic"))
+    assert find_duplicates([both, one], DuplicatesConfig()) == {1: (0, "exact")}

@@ -1,0 +1,70 @@
+"""Splits: by formula, stable under additions, and by blocks with a gap."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fieldflows.datasets.splits import SplitConfig, split_blocks, split_of_formula
+
+NAMES = [f"A{i}B{j}" for i in range(60) for j in range(60)]
+
+
+def test_fractions_are_met():
+    counts = Counter(split_of_formula(name, SplitConfig()) for name in NAMES)
+    for name, fraction in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
+        assert counts[name] / len(NAMES) == pytest.approx(fraction, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("formula", "split"),
+    # First digits of `printf fieldflows:FORMULA | sha256sum`: 706a, cc6b, dd9b as fractions of ffff.
+    [("BaTiO3", "train"), ("SiO2", "train"), ("MgO", "valid")],
+)
+def test_known_answers(formula, split):
+    assert split_of_formula(formula, SplitConfig()) == split
+
+
+def test_another_salt_is_another_split_and_growing_train_moves_nobody_out_of_it():
+    first = {name: split_of_formula(name, SplitConfig()) for name in NAMES}
+    other = {name: split_of_formula(name, SplitConfig(salt="x")) for name in NAMES}
+    assert first != other
+    grown = {name: split_of_formula(name, SplitConfig(train=0.9, valid=0.05, test=0.05)) for name in NAMES}
+    assert all(grown[name] == "train" for name in NAMES if first[name] == "train")
+
+
+@pytest.mark.parametrize("bad", [{"train": 0.8, "valid": 0.3, "test": 0.1}, {"train": 1.2, "valid": 0, "test": -0.2}])
+def test_fractions_must_sum_to_one(bad):
+    with pytest.raises(ValidationError):
+        SplitConfig(**bad)
+
+
+@given(n=st.integers(0, 300), gap=st.integers(0, 9), shuffle=st.randoms())
+def test_blocks_are_contiguous_disjoint_and_separated(n, gap, shuffle):
+    indices = list(range(n))
+    shuffle.shuffle(indices)
+    result = split_blocks(indices, SplitConfig(strategy="blocks", gap=gap))
+    by_index = dict(zip(indices, result, strict=True))
+    sequence = [by_index[i] for i in range(n)]
+    kept = [name for name in sequence if name is not None]
+    assert kept == sorted(kept, key=["train", "valid", "test"].index)
+    for k in range(n - 1):
+        if gap and sequence[k] is not None and sequence[k + 1] is not None:
+            assert sequence[k] == sequence[k + 1]
+    if n >= 100:
+        assert len(kept) == n - 2 * gap
+        assert {"train", "valid", "test"} == set(kept)
+
+
+def test_block_sizes():
+    assert Counter(split_blocks(range(100), SplitConfig(strategy="blocks"))) == {"train": 80, "valid": 10, "test": 10}
+    assert Counter(split_blocks(range(100), SplitConfig(strategy="blocks", gap=4))) == {
+        "train": 78,
+        "valid": 6,
+        "test": 8,
+        None: 8,
+    }
