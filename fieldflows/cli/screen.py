@@ -133,7 +133,7 @@ def _run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     finally:
         job_store.close()
-    chunks = [response.output for runs in responses.values() for response in runs.values()]
+    chunks = [responses[made.uuid][made.index].output for made in flow.jobs]
     documents = [item.to_json_dict() for chunk in chunks for item in chunk.results]
     if not as_json:
         reused, duplicates = (sum(getattr(chunk, name) for chunk in chunks) for name in ("n_reused", "n_duplicates"))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fieldflows import __version__
 from fieldflows.jobs.relax import RelaxSettings, relax_structure
 from fieldflows.properties.base import Property, PropertyInput, result_key
-from fieldflows.properties.run import run_property
+from fieldflows.properties.run import MAX_BATCH_STRUCTURES, run_property
 from fieldflows.schemas.common import Document
 from fieldflows.schemas.failure import FailureDocument
 from fieldflows.structures import as_atoms
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from fieldflows.backends.base import FieldModel, Response
     from fieldflows.store.results import ResultsCollection
 
-RELAXED_TOGETHER = 8
-"""Structures that are relaxed before their property is computed and stored; an interrupt loses at most these."""
+TOGETHER = 8
+"""Structures that are relaxed, or evaluated on a CPU, before they are stored; an interrupt loses at most these."""
 
 Outcome = Document | FailureDocument
 Report = Callable[[Outcome], None]
@@ -135,8 +135,10 @@ def evaluate_chunk(
             outcome.n_computed += 1
         report(item)
 
+    on_cpu = str(getattr(model, "device", "cpu")).startswith("cpu")
+    batch = TOGETHER if on_cpu else MAX_BATCH_STRUCTURES
     keys = list(fresh)
-    step = max(len(keys), 1) if relax is None else RELAXED_TOGETHER
+    step = max(len(keys), 1) if relax is None else TOGETHER
     for start in range(0, len(keys), step):
         part, ready = [], []
         for key in keys[start : start + step]:
@@ -151,6 +153,7 @@ def evaluate_chunk(
             model,
             hessian_model,
             extra_settings=extra,
+            max_batch_structures=batch,
             on_result=lambda position, item, part=part: take(part, position, item),
         )
     outcome.documents = [document for document in order.values() if document is not None]
