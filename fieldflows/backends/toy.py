@@ -188,7 +188,7 @@ class ToyModel:
         """
         names = check_observables(observables)
         single = not isinstance(structures, list | tuple)
-        crystals = [structures] if single else list(structures)  # type: ignore[list-item]
+        crystals: list[Any] = [structures] if single else list(structures)  # type: ignore[arg-type]
         vectors = np.zeros((len(crystals), 3)) if fields is None else np.asarray(fields, dtype=float)
         if vectors.shape == (3,):
             vectors = np.tile(vectors, (len(crystals), 1))

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Graph = dict[str, torch.Tensor]
 
+DISTANCE_TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-6}
+"""Edge lengths in Å that differ by less are one distance, by precision of the evaluation."""
+
 
 def element_indices(atoms: Atoms, atomic_numbers: Sequence[int]) -> np.ndarray:
     """Return the position of each atom's element in ``atomic_numbers``.
@@ -55,13 +58,17 @@ def build_graph(
 
     Returns:
         positions (n, 3), node_attrs (n, z) one-hot, edge_index (2, e) as [sender, receiver], shifts (e, 3) and
-        unit_shifts (e, 3), cell (3, 3), batch (n,), ptr (2,), head (1,).
+        unit_shifts (e, 3), cell (3, 3), batch (n,), ptr (2,), head (1,); distances (u,) the distinct edge lengths in Å
+        and distance_index (e,) which of them each edge has.
 
     Raises:
         UnknownElementError: If an element is not in ``atomic_numbers``.
     """
     index = element_indices(atoms, atomic_numbers)
-    receiver, sender, images = neighbour_list("ijS", atoms, float(cutoff))
+    receiver, sender, images, lengths = neighbour_list("ijSd", atoms, float(cutoff))
+    _, first, distance_index = np.unique(
+        np.round(lengths / DISTANCE_TOLERANCE[dtype]), return_index=True, return_inverse=True
+    )
     # matscipy: r_j + S·cell − r_i; the backbone uses r_receiver − r_sender + shift, hence the minus sign
     unit_shifts = -images.astype(np.float64)
     one_hot = np.zeros((len(atoms), len(atomic_numbers)))
@@ -77,6 +84,8 @@ def build_graph(
         "batch": torch.zeros(len(atoms), dtype=torch.int64),
         "ptr": torch.tensor([0, len(atoms)]),
         "head": torch.tensor([head]),
+        "distances": as_tensor(lengths[first]),
+        "distance_index": torch.as_tensor(distance_index.reshape(-1)),
     }
 
 
@@ -88,8 +97,10 @@ def collate(graphs: Sequence[Graph]) -> Graph:
     ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(sizes, 0)])
     joined = {
         key: torch.cat([g[key] for g in graphs])
-        for key in ("positions", "node_attrs", "shifts", "unit_shifts", "cell", "head")
+        for key in ("positions", "node_attrs", "shifts", "unit_shifts", "cell", "head", "distances")
     }
+    known = np.cumsum([0] + [len(g["distances"]) for g in graphs]).tolist()
+    joined["distance_index"] = torch.cat([g["distance_index"] + known[i] for i, g in enumerate(graphs)])
     joined["edge_index"] = torch.cat([g["edge_index"] + ptr[i] for i, g in enumerate(graphs)], dim=1)
     joined["batch"] = torch.repeat_interleave(torch.arange(len(graphs)), sizes)
     joined["ptr"] = ptr

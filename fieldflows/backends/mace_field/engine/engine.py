@@ -89,8 +89,7 @@ class FastEngine:
         """Return interaction part and atomic baseline of F (see :meth:`MACEFieldNetwork.forward`)."""
         network = self.network
         positions = graph["positions"] if positions is None else positions
-        distances, index = distinct_distances(graph)
-        layout = neighbor_layout(graph, index, len(distances))
+        layout = neighbor_layout(graph)
         order = layout.order
         batch = graph["batch"][order]
         heads = graph["head"][batch]
@@ -100,8 +99,7 @@ class FastEngine:
 
         vectors = self._vectors(positions[order], layout, strain, batch)
         lengths = torch.linalg.vector_norm(vectors, dim=-1)
-        padded = torch.cat([distances, distances.new_ones(1)])
-        radial = self._radial(distances, lengths - padded[layout.distance], layout.distance)
+        radial = self._radial(graph["distances"], lengths, layout.distance)
         harmonics = network.spherical_harmonics(vectors).split([2 * l + 1 for l in range(self.max_ell + 1)], dim=1)
 
         atoms = torch.arange(len(order), device=order.device)
@@ -148,11 +146,10 @@ class FastEngine:
             shifts = shifts + torch.einsum("ei,eij->ej", shifts, at_edge)
         return positions.index_select(0, layout.receiver) - positions.index_select(0, layout.sender) + shifts
 
-    def _radial(self, distances: torch.Tensor, offset: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
+    def _radial(self, distances: torch.Tensor, lengths: torch.Tensor, index: torch.Tensor) -> list[torch.Tensor]:
         """Return the radial weights of each layer at every edge, (paths, e', c).
 
-        The radial network and its derivatives are evaluated at the distinct distances; edges use the Taylor
-        polynomial about them, which is exact in as many derivatives as it has orders.
+        The radial network and its derivatives are evaluated at the distinct distances only.
         """
         network = self.network
 
@@ -164,21 +161,16 @@ class FastEngine:
                 parts = [part * cutoff for part in parts]
             return torch.cat(parts, dim=1)
 
-        tables = jets(weights, distances, self.order)
         paths = [interaction.conv_tp.weight_numel // self.channels for interaction in network.interactions]
-        values: torch.Tensor | None = None
-        power = torch.ones_like(offset)
-        for k, table in enumerate(tables):
+        tables = [
             # one extra row of zeros serves the dummy edges
-            table = torch.cat([table, table.new_zeros(1, table.shape[1])])
-            table = table.view(len(table), sum(paths), self.channels).transpose(0, 1)
-            term = table.index_select(1, index)
-            if k:
-                power = power * offset / k
-                term = term * power[None, :, None]
-            values = term if values is None else values + term
-        assert values is not None
-        return list(values.split(paths))
+            torch.cat([table, table.new_zeros(1, table.shape[1])])
+            .view(-1, sum(paths), self.channels)
+            .transpose(0, 1)
+            .contiguous()
+            for table in jets(weights, distances, self.order)
+        ]
+        return list(Jet.apply(lengths, index, 0, *tables).split(paths))
 
     def _layer(
         self,
@@ -265,21 +257,37 @@ class FastEngine:
         return self._couplings[key]
 
 
-def distinct_distances(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distinct edge lengths of a batch in Å and the index of each edge's length.
+class Jet(torch.autograd.Function):
+    """A tabulated function of the edge length that knows its own derivatives.
 
-    They are kept in the graph under ``distances`` and ``distance_index``, since a graph is evaluated many times.
+    ``Jet.apply(r, index, k, *tables)`` gives the k-th derivative, ``tables[k]`` (paths, u, c) at ``index`` (e,); its
+    derivative by ``r`` is the next table, and not a number past the last.  Derivatives by the tables are those of a
+    gather.
     """
-    if "distances" not in graph:
-        sender, receiver = graph["edge_index"]
-        positions = graph["positions"].detach()
-        lengths = torch.linalg.vector_norm(positions[receiver] - positions[sender] + graph["shifts"], dim=-1)
-        tolerance = 1e-9 if lengths.dtype == torch.float64 else 1e-5
-        keys, index = torch.unique((lengths.double() / tolerance).round(), return_inverse=True)
-        mean = torch.zeros(len(keys), dtype=torch.float64, device=lengths.device)
-        mean = mean.scatter_reduce(0, index, lengths.double(), "mean", include_self=False)
-        graph["distances"], graph["distance_index"] = mean.to(lengths.dtype), index
-    return graph["distances"], graph["distance_index"]
+
+    @staticmethod
+    def forward(ctx: Any, r: torch.Tensor, index: torch.Tensor, k: int, *tables: torch.Tensor) -> torch.Tensor:
+        """Return (paths, e, c)."""
+        ctx.save_for_backward(r, index, *tables)
+        ctx.k = k
+        return tables[k].index_select(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Return gradients by r and by the table in use."""
+        r, index, *tables = ctx.saved_tensors
+        k = ctx.k
+        by_r = None
+        if ctx.needs_input_grad[0]:
+            if k + 1 < len(tables):
+                by_r = (gradient * Jet.apply(r, index, k + 1, *tables)).sum((0, 2))
+            else:
+                # a loss is differentiated by parameters only; whoever uses this one anyway must notice
+                by_r = torch.full_like(r, float("nan"))
+        by_tables: list[torch.Tensor | None] = [None] * len(tables)
+        if ctx.needs_input_grad[3 + k]:
+            by_tables[k] = torch.zeros_like(tables[k]).index_add(1, index, gradient)
+        return by_r, None, None, *by_tables
 
 
 def jets(function: Any, x: torch.Tensor, order: int) -> list[torch.Tensor]:
@@ -297,9 +305,7 @@ def jets(function: Any, x: torch.Tensor, order: int) -> list[torch.Tensor]:
     return values
 
 
-def _neighbor_sum(
-    angular: torch.Tensor, radiated: torch.Tensor, groups: tuple[tuple[int, int], ...]
-) -> torch.Tensor:
+def _neighbor_sum(angular: torch.Tensor, radiated: torch.Tensor, groups: tuple[tuple[int, int], ...]) -> torch.Tensor:
     """Return Σ_j angular_jᵀ radiated_j for every atom, (n, 2l3+1, c), as one matrix product per group."""
     d1, d3 = angular.shape[1], angular.shape[2]
     channels = radiated.shape[2]

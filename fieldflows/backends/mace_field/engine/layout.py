@@ -34,14 +34,9 @@ class Layout:
     distance: torch.Tensor
 
 
-def neighbor_layout(graph: Graph, distance_index: torch.Tensor, n_distances: int) -> Layout:
-    """Return the padded layout of a batch.
-
-    Args:
-        graph: The batch.
-        distance_index: (e,) index of each edge's distinct distance.
-        n_distances: Number of distinct distances.
-    """
+def neighbor_layout(graph: Graph) -> Layout:
+    """Return the padded layout of a batch."""
+    distance_index, n_distances = graph["distance_index"], len(graph["distances"])
     sender, receiver = graph["edge_index"]
     device = sender.device
     n = len(graph["positions"])
