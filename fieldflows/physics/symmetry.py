@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -79,8 +80,9 @@ def _dataset(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec:
 
     lattice = np.asarray(cell, dtype=float)
     fractional = np.asarray(positions, dtype=float) @ np.linalg.inv(lattice)
+    crystal: Any = (lattice, fractional, np.asarray(numbers))
     try:
-        dataset = spglib.get_symmetry_dataset((lattice, fractional, np.asarray(numbers)), symprec=symprec)
+        dataset = spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except spglib.SpglibError as error:
         dataset, reason = None, f": {error}"
     else:

@@ -269,7 +269,7 @@ class DielectricProperty:
         except EvaluationError as error:
             flags.add("no_symmetry", f"{error} Tensors in IEEE orientation are therefore missing.")
             return None, (None, None)
-        oriented = []
+        oriented: list[FloatArray | None] = []
         for label, tensor in (("ε∞", electronic), ("ε_ion", ionic)):
             if tensor is None:
                 oriented.append(None)

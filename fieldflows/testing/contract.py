@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fieldflows.backends.base import FieldModel, ModelInfo, Response
+from fieldflows.backends.base import FieldModel, ModelInfo
 from fieldflows.observables import OBSERVABLES
 from fieldflows.testing.structures import random_crystal, random_rotation
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from fieldflows.structures import StructureLike
 
 
 class FieldModelContract:
@@ -76,7 +78,7 @@ class FieldModelContract:
 
     # Helpers
 
-    def respond(self, atoms: Atoms, field: Any = None, *names: str) -> Response:
+    def respond(self, atoms: StructureLike, field: Any = None, *names: str) -> Any:
         """Return the response for the given observables, or for all that are supported."""
         self.need(*names)
         return self.model.evaluate(atoms, fields=field, observables=names or self.observables)
