@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from fieldflows.backends.mace_field.derivatives import respond
+from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.errors import SettingsError, TrainingError
 from fieldflows.training.config import TrainingConfig
 from fieldflows.training.data import Batch, make_batch
@@ -152,6 +153,7 @@ class Trainer:
         self.setup = setup
         self.reporter = reporter
         self.network = setup.network
+        self.evaluator = fastest(setup.network)
         self.parameters = setup.parameters
         self.optimizer = make_optimizer(self.parameters, config.optimizer)
         self.schedule = Schedule(config.optimizer)
@@ -217,7 +219,7 @@ class Trainer:
         loss, parts = self._loss(batch)
         if not torch.isfinite(loss):
             raise self._diverged(batch, "loss")
-        loss.backward()
+        loss.backward(inputs=list(self.parameters.values()))
         norm = torch.nn.utils.clip_grad_norm_(
             list(self.parameters.values()), self.config.optimizer.clip_norm or math.inf, error_if_nonfinite=False
         )
@@ -240,9 +242,9 @@ class Trainer:
         if self.config.loss.directions == "random":
             seed, like = self.config.run.seed, batch.graph["positions"]
             directions = random_directions(batch.n_graphs, seed, self.state.step, like)
-            predictions = directional_response(self.network, batch, directions)
+            predictions = directional_response(self.evaluator, batch, directions)
         else:
-            predictions = respond(self.network, batch.graph, tuple(batch.targets), create_graph=True)
+            predictions = respond(self.evaluator, batch.graph, tuple(batch.targets), create_graph=True)
         return self.setup.loss(predictions, batch, directions)
 
     def _progress(self, n_batches: int) -> float:
@@ -285,7 +287,7 @@ class Trainer:
         if frames:
             with self._averaged():
                 predictions, parts = predict(
-                    self.network,
+                    self.evaluator,
                     frames,
                     self.setup.labels,
                     self.limits,
@@ -424,7 +426,7 @@ class Trainer:
         for name in batch.names:
             self.optimizer.zero_grad(set_to_none=True)
             loss, _ = self._loss(make_batch([frames[name]], self.setup.labels, self.config.run.device))
-            loss.backward()
+            loss.backward(inputs=list(self.parameters.values()))
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
             if not torch.isfinite(loss) or not all(torch.isfinite(g).all() for g in gradients):
                 culprits.append(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from fieldflows.backends.mace_field.engine.weights import (
     linear_blocks,
     tensor_product_blocks,
 )
-from fieldflows.backends.mace_field.graphs import Graph, volumes  # noqa: F401
+from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig
+
+logger = logging.getLogger(__name__)
 
 COVERED_BLOCKS = ("RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock")
 
@@ -328,3 +331,17 @@ def _by_element(x: torch.Tensor, matrices: torch.Tensor, species: torch.Tensor) 
         members = torch.nonzero(species == element)[:, 0]
         result = result.index_add(1, members, x.index_select(1, members) @ matrix)
     return result
+
+
+def fastest(network: MACEFieldNetwork, order: int = 1) -> MACEFieldNetwork | FastEngine:
+    """Return the engine for a network, or the network itself if the engine does not cover its architecture.
+
+    Args:
+        network: The network; shares its weights with the engine.
+        order: Highest number of derivatives by positions (see :class:`FastEngine`).
+    """
+    reason = uncovered(network.config)
+    if reason is None:
+        return FastEngine(network, order)
+    logger.info("the fast engine does not cover %s; the reference path is used", reason)
+    return network
