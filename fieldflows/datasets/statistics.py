@@ -52,7 +52,7 @@ def label_statistics(frames: Sequence[LabeledFrame]) -> list[LabelStatistics]:
                 diagonals = [np.diagonal(value, axis1=1, axis2=2) for value in values]
                 result.append(_describe("born_effective_charges_diagonal", split, "e", diagonals))
             elif label == "polarization":
-                norms = [np.linalg.norm(value) * E_PER_A2_TO_UC_PER_CM2 for value in values]
+                norms = [np.atleast_1d(np.linalg.norm(value)) * E_PER_A2_TO_UC_PER_CM2 for value in values]
                 result.append(_describe("polarization_norm", split, "µC/cm²", norms))
     return result
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -281,3 +282,12 @@ def test_a_declared_key_that_is_missing_is_named(tmp_path):
     source = {"type": "extxyz", "path": str(path), "labels": labels}
     with pytest.raises(LabelError, match=r"under dipole.*REF_polarisability"):
         build_dataset(DatasetConfig.from_dict({"name": "d", "sources": [source]}))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "workflows").glob("dataset_*.yaml")), ids=lambda path: path.name
+)
+def test_shipped_configurations_are_valid(path):
+    config = DatasetConfig.from_yaml(path)
+    assert path.stem == f"dataset_{config.name}"
+    assert all("${FIELDFLOWS_DATA}" in source.path for source in config.sources)
