@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from fieldflows.demo.crystals import PublishedCharge
+
+Align = Literal["left", "center", "right"]
 
 INK = "#1f2937"
 GUIDE = "#9ca3af"
@@ -105,18 +107,17 @@ def _panel(
     for (x, y), label in zip(pairs, labels, strict=True):
         if not label:
             continue
-        note = axes.annotate(
-            label, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center"
-        )
-        note.set_gid("label")
+        axes.annotate(label, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
 
 
 def _place_labels(axes: Axes) -> None:
     """Move each label to the offset around its point where it covers the least of other labels and points."""
+    from matplotlib.text import Annotation
+
     figure = axes.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    notes = [text for text in axes.texts if text.get_gid() == "label"]
+    notes = [text for text in axes.texts if isinstance(text, Annotation)]
     anchors = np.array([axes.transData.transform(note.xy) for note in notes]).reshape(-1, 2)
     points = np.vstack([axes.transData.transform(group.get_offsets()) for group in axes.collections] or [anchors])
     frame = axes.get_window_extent(renderer)
@@ -155,14 +156,14 @@ def _place_labels(axes: Axes) -> None:
             )
 
 
-def _offsets() -> list[tuple[float, float, str]]:
+def _offsets() -> list[tuple[float, float, Align]]:
     """Candidate positions in points, nearest first."""
-    near = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
-    rings = []
+    near: list[tuple[float, float, Align]] = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
+    rings: list[tuple[float, float, Align]] = []
     for radius in (10.0, 18.0, 28.0, 40.0, 54.0):
         for angle in range(0, 360, 30):
             dx, dy = radius * np.cos(np.radians(angle)), radius * np.sin(np.radians(angle))
-            align = "center" if abs(dx) < 0.3 * radius else ("left" if dx > 0 else "right")
+            align: Align = "center" if abs(dx) < 0.3 * radius else ("left" if dx > 0 else "right")
             rings.append((float(dx), float(dy), align))
     return [*near, *rings]
 
