@@ -38,7 +38,7 @@ def draw(comparisons: Sequence[Comparison], path: Path, model_name: str) -> Path
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
 
-    points = [(item.refractive_indices, item.crystal.label) for item in comparisons]
+    points = [(item.refractive_indices, _name(item)) for item in comparisons]
     shown = [(pair, label) for pair, label in points if pair is not None]
     _panel(
         left,
@@ -59,6 +59,9 @@ def draw(comparisons: Sequence[Comparison], path: Path, model_name: str) -> Path
         "model Z* (e)",
     )
     figure.suptitle(f"Model {model_name!r} next to published values", color=INK, fontsize=13)
+    for _ in range(3):  # square panels: the layout settles after a few passes
+        figure.canvas.draw()
+    figure.set_layout_engine("none")  # labels are placed in pixels: nothing may move after this
     for axes in (left, right):
         _place_labels(axes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,11 @@ def _charge_label(item: Comparison, charge: PublishedCharge) -> str:
     if charge.value < 0 and len(item.document.elements) == 2:
         return ""
     component = {"iso": "", "xx": " ⊥", "zz": " ∥"}.get(charge.component, f" {charge.component}")
-    return f"{charge.element}{component}, {item.crystal.label}"
+    return f"{charge.element}{component}, {_name(item)}"
+
+
+def _name(item: Comparison) -> str:
+    return item.crystal.label.removesuffix(" cubic")
 
 
 def _panel(
@@ -107,7 +114,9 @@ def _panel(
     for (x, y), label in zip(pairs, labels, strict=True):
         if not label:
             continue
-        axes.annotate(label, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center")
+        axes.annotate(
+            label, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=INK, va="center"
+        ).set_in_layout(False)
 
 
 def _place_labels(axes: Axes) -> None:
@@ -115,7 +124,6 @@ def _place_labels(axes: Axes) -> None:
     from matplotlib.text import Annotation
 
     figure = axes.figure
-    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     notes = [text for text in axes.texts if isinstance(text, Annotation)]
     anchors = np.array([axes.transData.transform(note.xy) for note in notes]).reshape(-1, 2)
