@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,23 +76,34 @@ class SymmetryOperations:
         return result / len(self.rotations)
 
 
-def _dataset(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float):  # type: ignore[no-untyped-def]
+def _dataset(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float) -> tuple[Any, Any, Any]:
+    """Return lattice, fractional coordinates and spglib's dataset."""
+    lattice = np.ascontiguousarray(cell, dtype=float)
+    fractional = np.ascontiguousarray(np.asarray(positions, dtype=float) @ np.linalg.inv(lattice))
+    kinds = np.ascontiguousarray(numbers, dtype=np.int64)
+    return lattice, fractional, _search(lattice.tobytes(), fractional.tobytes(), kinds.tobytes(), symprec)
+
+
+@lru_cache(maxsize=4)
+def _search(lattice: bytes, fractional: bytes, kinds: bytes, symprec: float) -> Any:
+    """Search the space group; the last few are kept, since group and orientation need the same search."""
     import spglib
 
-    lattice = np.asarray(cell, dtype=float)
-    fractional = np.asarray(positions, dtype=float) @ np.linalg.inv(lattice)
-    crystal: Any = (lattice, fractional, np.asarray(numbers))
+    crystal: Any = (
+        np.frombuffer(lattice).reshape(3, 3),
+        np.frombuffer(fractional).reshape(-1, 3),
+        np.frombuffer(kinds, dtype=np.int64),
+    )
+    reason = ""
     try:
         dataset = spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except spglib.SpglibError as error:
         dataset, reason = None, f": {error}"
-    else:
-        reason = ""
     if dataset is None:
         raise EvaluationError(
             f"No space group was found at a tolerance of {symprec} Å{reason}.", "Try a smaller symprec."
         )
-    return lattice, fractional, dataset
+    return dataset
 
 
 def space_group(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = SYMPREC) -> SpaceGroup:
@@ -129,7 +141,8 @@ def symmetry_operations(
     """
     lattice, fractional, dataset = _dataset(cell, positions, numbers, symprec)
     kinds = np.asarray(numbers)
-    rotations, permutations = [], []
+    left, _, right = np.linalg.svd(lattice.T @ dataset.rotations @ np.linalg.inv(lattice.T))
+    permutations = []
     for rotation, translation in zip(dataset.rotations, dataset.translations, strict=True):
         images = fractional @ rotation.T + translation
         delta = images[:, None, :] - fractional[None, :, :]
@@ -142,10 +155,8 @@ def symmetry_operations(
                 f"A symmetry operation found at {symprec} Å maps an atom on none of its kind.",
                 "Use a smaller symprec, or refine the structure.",
             )
-        left, _, right = np.linalg.svd(lattice.T @ rotation @ np.linalg.inv(lattice.T))
-        rotations.append(left @ right)
         permutations.append(permutation)
-    return SymmetryOperations(np.array(rotations), np.array(permutations))
+    return SymmetryOperations(left @ right, np.array(permutations))
 
 
 def symmetrize_tensor(
