@@ -55,11 +55,11 @@ def small_config(**changes: Any) -> NetworkConfig:
 
 
 @cache
-def _cached(document: str, seed: int) -> MACEFieldNetwork:
+def _cached(document: str, seed: int, lively: bool) -> MACEFieldNetwork:
     network = build_network(NetworkConfig.model_validate_json(document), torch.float64, seed=seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            for part, gain in GAINS.items():
+            for part, gain in GAINS.items() if lively else ():
                 if part in name and not name.startswith(("node", "readouts", "products.0.linear")):
                     parameter.mul_(gain)
         if network.config.element_polarizability:
@@ -69,9 +69,9 @@ def _cached(document: str, seed: int) -> MACEFieldNetwork:
     return network.eval().requires_grad_(False)
 
 
-def small_network(seed: int = 3, **changes: Any) -> MACEFieldNetwork:
+def small_network(seed: int = 3, lively: bool = True, **changes: Any) -> MACEFieldNetwork:
     """A network with random weights, built once per process; do not change it."""
-    return _cached(small_config(**changes).model_dump_json(), seed)
+    return _cached(small_config(**changes).model_dump_json(), seed, lively)
 
 
 def small_model(seed: int = 3, edges_per_batch: int | None = None, **changes: Any) -> MACEFieldModel:

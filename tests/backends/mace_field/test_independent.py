@@ -1,4 +1,4 @@
-"""The network against a second implementation that shares no code with it."""
+"""Network and engine against a second implementation that shares no code with either."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from fieldflows.backends.mace_field._mace import o3
+from fieldflows.backends.mace_field.derivatives import hessian, respond
+from fieldflows.backends.mace_field.engine.engine import FastEngine, uncovered
 from tests.backends.mace_field.independent import Independent, coupling, spherical_harmonics
 from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_model, triclinic
 
@@ -43,12 +45,25 @@ EVERYWHERE = ("L1", "L2", "L2-three-layers")
 )
 def test_every_observable_agrees(case, crystal, field):
     model = small_model(**CASES[case])
+    network = model.network
     atoms, applied = CRYSTALS[crystal](), FIELDS[field]
-    judge = Independent(model.network.state_dict(), model.network.config.model_dump())
+    judge = Independent(network.state_dict(), network.config.model_dump())
     expected = judge.response(atoms.numbers, atoms.positions, atoms.cell, applied)
     found = model.evaluate(atoms, applied, ALL)
     for name in ALL:
         np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
+
+    graph = model.graph(atoms)
+    assert (uncovered(network.config) is None) == ("density" not in case)
+    evaluators = [network] if "density" in case else [network, FastEngine(network, order=2)]
+    for evaluator in evaluators:
+        at = torch.tensor(applied)[None]
+        values = respond(evaluator, graph, ALL[:-1], at)
+        values["hessian"] = hessian(evaluator, graph, at)[0]
+        for name in ALL:
+            value = values[name].numpy().reshape(expected[name].shape)
+            label = f"{name} of {type(evaluator).__name__}"
+            np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-12, err_msg=label)
 
 
 @pytest.mark.parametrize("case", CASES)
