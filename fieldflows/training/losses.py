@@ -109,20 +109,20 @@ class Loss:
 
 
 def random_directions(count: int, seed: int, step: int, like: torch.Tensor) -> torch.Tensor:
-    """Return one random vector of length √3 per frame, shape (count, 3), that depends on seed and step alone.
+    """Return one random unit vector per frame, shape (count, 3), that depends on seed and step alone.
 
-    With that length the mean of |v·Z|² over directions is the sum over the three axes.
+    The mean over directions of the mean square component of v·Z is that of Z: ⟨|v·Z|²/3⟩ = Σ_ij Z_ij²/9.
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
     vectors = torch.randn(count, 3, generator=generator, dtype=torch.float64)
-    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True) * 3**0.5
+    vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors.to(like)
 
 
 def directional_response(network: torch.nn.Module, batch: Batch, directions: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return predictions for a training step with Z* and α along one direction v per frame.
 
-    One second derivative replaces three: with g = Σ v·∂F/∂𝓔, (v·Z*)_κj = −∂g/∂u_κj... with Z* = −∂²F/∂𝓔∂u, and
+    One second derivative replaces three: with g = v·∂F/∂𝓔, summed over the frames, (v·Z*)_κj = −∂g/∂u_κj and
     α·v = −(1/Ω) ∂g/∂𝓔.  First derivatives (forces, stress, polarization) are complete.
 
     Args:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, save_checkpoint
+from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.models import CHECKPOINT_NAME
 from fieldflows.training.config import TrainingConfig
 from fieldflows.training.evaluation import predict
@@ -44,11 +45,12 @@ def write_report(
     directory = result.directory
     predictions: dict[str, Predictions] = {}
     trivial = TrivialPredictor(setup.frames["train"], setup.baselines())
+    evaluator = fastest(setup.network)
     for split in SPLITS:
         frames = setup.frames[split]
         if not frames:
             continue
-        predictions[split], _ = predict(setup.network, frames, setup.labels, limits)
+        predictions[split], _ = predict(evaluator, frames, setup.labels, limits)
         result.metrics[split] = evaluate_metrics(frames, predictions[split])
         result.baselines[split] = evaluate_metrics(frames, restrict([trivial.predict(f) for f in frames], setup.labels))
         tell(f"{split} ({len(frames)} frames): {summary(result.metrics[split])}")
