@@ -176,7 +176,9 @@ class FieldModel(Protocol):
 class BackendLoader(Protocol):
     """A callable that turns a name or path into a model; returns None if it does not recognize it."""
 
-    def __call__(self, name: str, *, dtype: str, device: str) -> FieldModel | None: ...
+    def __call__(self, name: str, *, dtype: str, device: str) -> FieldModel | None:
+        """Return the model of that name or path, or None."""
+        ...
 
 
 _CACHE: dict[tuple[str, str, str], FieldModel] = {}
@@ -211,8 +213,9 @@ def load_model(name: str | Path, *, dtype: str = "float64", device: str = "cpu")
         text, stamp = str(path.resolve()), f"@{status.st_mtime_ns}:{status.st_size}"
     key = (text + stamp, dtype, device)
     if key not in _CACHE:
-        for loader in backend_loaders().values():
-            model = loader(text, dtype=dtype, device=device)
+        # A backend of that very name is asked first, and the others are imported only if it does not know the model.
+        for point in sorted(entry_points(group="fieldflows.backends"), key=lambda item: (item.name != text, item.name)):
+            model = point.load()(text, dtype=dtype, device=device)
             if model is not None:
                 _CACHE[key] = model
                 break

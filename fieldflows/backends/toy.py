@@ -184,7 +184,7 @@ class ToyModel:
     ):
         """Return the response of one structure, or a list of them for a list; see ``FieldModel.evaluate``.
 
-        The Hessian is the one at zero field, as defined, whatever the field.
+        The Hessian too is the one at the given field.
         """
         names = check_observables(observables)
         single = not isinstance(structures, list | tuple)
@@ -246,7 +246,7 @@ class _Terms:
         reach = np.minimum(p.charge_reach * origin, p.cutoff)
         bond = plateau(r, reach)
         self.w = bond.scaled(p.charge * delta)
-        crowding = bond.scaled(p.environment * np.abs(delta))
+        self.crowding = bond.scaled(p.environment * np.abs(delta))
         inverse_square = Radial(r**-2.0, -2 * r**-3.0, 6 * r**-4.0)
         sphere = 4 * np.pi * EPSILON_VACUUM
         self.g = (inverse_square * cut).scaled(p.anisotropy * sphere * (radius_i * radius_j) ** 1.5)
@@ -256,9 +256,9 @@ class _Terms:
         moments = np.zeros((self.n, 3))
         np.add.at(moments, i, self.w.value[:, None] * d)
         factors = np.full(self.n, 0.5)
-        np.add.at(factors, i, crowding.value)
+        np.add.at(factors, i, self.crowding.value)
         self.dipole = factors @ moments
-        self.factor, self.crowding_slope, self.moment = factors[i], crowding.first, moments[i]
+        self.factor, self.moment = factors[i], moments[i]
         pairs = 0.5 * np.einsum("e,ei,ej->ij", self.g.value, d, d)
         self.total_polarizability = self.spheres * np.eye(3) + pairs
 
@@ -282,7 +282,7 @@ class _Terms:
         along = d @ field
         stretch = np.einsum("ea,eb->eab", d, unit)
         permanent = self.w.first[:, None, None] * stretch + self.w.value[:, None, None] * np.eye(3)
-        crowding = self.crowding_slope[:, None, None] * np.einsum("ea,eb->eab", self.moment, unit)
+        crowding = self.crowding.first[:, None, None] * np.einsum("ea,eb->eab", self.moment, unit)
         induced = (
             (self.g.first * along)[:, None, None] * stretch
             + (self.g.value * along)[:, None, None] * np.eye(3)
@@ -319,12 +319,37 @@ class _Terms:
         return result
 
     def hessian(self) -> FloatArray:
+        """∂²F/∂u∂u at the field: blocks of entries, and products of the two sums over the neighbors of an atom."""
+        unit, field = self.unit, self.field
+        along = self.d @ field
+        mixed = np.einsum("ea,b->eab", unit, field)
+        mixed = mixed + mixed.transpose(0, 2, 1)
+        blocks = 0.5 * self._radial_hessian(self.phi)
+        blocks -= 0.25 * along[:, None, None] ** 2 * self._radial_hessian(self.g)
+        blocks -= 0.5 * (self.g.first * along)[:, None, None] * mixed
+        blocks -= 0.5 * self.g.value[:, None, None] * np.outer(field, field)
+        bond = along[:, None, None] * self._radial_hessian(self.w) + self.w.first[:, None, None] * mixed
+        blocks -= self.factor[:, None, None] * bond
+        blocks -= (self.moment @ field)[:, None, None] * self._radial_hessian(self.crowding)
+
+        total = np.zeros((self.n, self.n, 3, 3))
+        for atom, other, sign in ((self.i, self.i, 1), (self.j, self.j, 1), (self.i, self.j, -1), (self.j, self.i, -1)):
+            np.add.at(total, (atom, other), sign * blocks)
+        crowding, moment = np.zeros((2, self.n, self.n, 3))  # gradients of s_i and of 𝓔·v_i
+        slope_crowding = self.crowding.first[:, None] * unit
+        slope_moment = (self.w.first * along)[:, None] * unit + self.w.value[:, None] * field
+        for target, slope in ((crowding, slope_crowding), (moment, slope_moment)):
+            np.add.at(target, (self.i, self.j), slope)
+            np.add.at(target, (self.i, self.i), -slope)
+        crowding, moment = crowding.reshape(self.n, -1), moment.reshape(self.n, -1)
+        hessian = total.transpose(0, 2, 1, 3).reshape(3 * self.n, 3 * self.n)
+        return hessian - crowding.T @ moment - moment.T @ crowding
+
+    def _radial_hessian(self, function: Radial) -> FloatArray:
+        """∂²/∂d∂d of a function of r = |d|, (e, 3, 3)."""
         outer = np.einsum("ea,eb->eab", self.unit, self.unit)
-        pairs = self.phi.second[:, None, None] * outer + (self.phi.first / self.r)[:, None, None] * (np.eye(3) - outer)
-        blocks = np.zeros((self.n, self.n, 3, 3))
-        np.add.at(blocks, (self.i, self.i), pairs)
-        np.add.at(blocks, (self.i, self.j), -pairs)
-        return blocks.transpose(0, 2, 1, 3).reshape(3 * self.n, 3 * self.n)
+        transverse = np.eye(3) - outer
+        return function.second[:, None, None] * outer + (function.first / self.r)[:, None, None] * transverse
 
 
 def load(name: str, *, dtype: str, device: str) -> ToyModel | None:

@@ -7,6 +7,7 @@ reader can show it.  Tensors carry the state names of the network.  The coupling
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -99,7 +100,8 @@ def save_checkpoint(path: str | Path, network: MACEFieldNetwork, metadata: Check
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"Cannot write {path}: {error.strerror}.", "Check the folder and the disk.") from error
     return hashlib.sha256(data).hexdigest()
 
@@ -153,7 +155,8 @@ def _read(path: Path) -> tuple[CheckpointMetadata, dict[str, torch.Tensor], str]
         data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"Cannot read the checkpoint {path}: {error.strerror}.") from error
-    if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":
+    # a safetensors file may start with 0x80 as well (the low byte of its header's length), but then a "{" follows
+    if data[:4] == b"PK\x03\x04" or (data[:1] == b"\x80" and data[8:9] != b"{"):
         raise CheckpointError(
             f"{path} is a pickle (a PyTorch file), which can run code on loading.",
             "If you trust its origin, convert it with `fieldflows model import FILE --trust-pickle`.",
