@@ -292,20 +292,19 @@ class FieldModelContract:
             self.close(slope, charges[:, i, :], f"forces under a field along {i}")
 
     def test_hessian(self) -> None:
-        """H is −∂f/∂u with all periodic images moving together, and symmetric."""
+        """H is −∂f/∂u with all periodic images moving together, and symmetric, at a finite field as well."""
         self.need("forces", "hessian")
         atoms = self.crystal()
-        hessian = self.respond(atoms, None, "hessian").hessian
-        rows = [
-            -self.central(
-                lambda h, a=atom, x=axis: self.respond(self.moved(atoms, a, x, h), None, "forces").forces.ravel(),
-                self.displacement,
-            )
-            for atom in range(len(atoms))
-            for axis in range(3)
-        ]
-        self.close(rows, hessian, "hessian")
-        self.same(hessian, hessian.T, "symmetry of the Hessian")
+        every = [(atom, axis) for atom in range(len(atoms)) for axis in range(3)]
+        for field, chosen in ((None, every), (self.field, every[1::5])):
+            hessian = self.respond(atoms, field, "hessian").hessian
+            for atom, axis in chosen:
+                slope = self.central(
+                    lambda h, a=atom, x=axis, e=field: self.respond(self.moved(atoms, a, x, h), e, "forces").forces,
+                    self.displacement,
+                )
+                self.close(-slope.ravel(), hessian[3 * atom + axis], f"Hessian, row of atom {atom}, component {axis}")
+            self.same(hessian, hessian.T, "symmetry of the Hessian")
 
     # Sum rules and symmetries
 
