@@ -6,6 +6,7 @@ structures failed; 2 nothing done because of an error, which is one line; 130 in
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -68,7 +69,8 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _say(f"Error: {error}", EXIT_ERROR)
     except BrokenPipeError:
         # The reader of our output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except Exception as error:
         code = _foreign(error)

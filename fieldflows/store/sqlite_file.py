@@ -25,9 +25,15 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 _LOGGER = logging.getLogger(__name__)
 
+_INHERITED: list[sqlite3.Connection] = []
+"""Connections of a parent process: SQLite forbids a forked child to use or even close them."""
+
 
 class SQLiteFile:
     """A connection to one file that reopens itself after a fork and explains what goes wrong.
+
+    The file is never opened other than by SQLite: closing a file takes away all locks that the process holds on it,
+    those of SQLite included, and another process could then damage it.
 
     Args:
         path: The file; created on first use, its folder must exist.
@@ -79,11 +85,15 @@ class SQLiteFile:
         with self.lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
+            elif self._connection is not None:
+                _INHERITED.append(self._connection)
             self._connection = None
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._process == os.getpid():
             return self._connection
+        if self._connection is not None:
+            _INHERITED.append(self._connection)
         self._check_path()
         connection = sqlite3.connect(self.path, timeout=self.timeout, isolation_level=None, check_same_thread=False)
         try:
@@ -101,41 +111,31 @@ class SQLiteFile:
             raise StoreError(f"The store {self.path} is a folder.", "Name a file in it, for example results.db.")
         if not self.path.parent.is_dir():
             raise StoreError(f"The folder {self.path.parent} of the store does not exist.", "Create it first.")
-        try:
-            with self.path.open("rb") as handle:
-                start = handle.read(16)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StoreError(f"The store {self.path} cannot be read: {error.strerror}.", "Name another file.") from None
-        if start and start != b"SQLite format 3\x00":
-            raise StoreError(
-                f"{self.path} is not a store of fieldflows: it starts with {start[:8]!r}.",
-                "Name another file; this one was left as it is.",
-            )
 
     def _check_owner(self, connection: sqlite3.Connection) -> None:
         def read(pragma: str) -> int:
             return int(connection.execute(f"PRAGMA {pragma}").fetchone()[0])
 
-        owner, version = read("application_id"), read("user_version")
-        if owner == APPLICATION_ID:
-            if version > LAYOUT_VERSION:
-                raise StoreError(
-                    f"{self.path} was written by a newer fieldflows (layout {version}; this one knows "
-                    f"{LAYOUT_VERSION}).",
-                    "Upgrade fieldflows, or name another file.",
-                )
-            return
-        if owner or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        if read("application_id") != APPLICATION_ID:
+            # Looked at again under the write lock: another process may be making the same new file just now.
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                if read("application_id") != APPLICATION_ID:
+                    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                        raise StoreError(
+                            f"{self.path} is the SQLite database of another program.",
+                            "Name another file; this one was left as it is.",
+                        )
+                    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+                    connection.execute(f"PRAGMA user_version={LAYOUT_VERSION}")
+            finally:
+                connection.execute("COMMIT")
+        version = read("user_version")
+        if version > LAYOUT_VERSION:
             raise StoreError(
-                f"{self.path} is the SQLite database of another program.",
-                "Name another file; this one was left as it is.",
+                f"{self.path} was written by a newer fieldflows (layout {version}; this one knows {LAYOUT_VERSION}).",
+                "Upgrade fieldflows, or name another file.",
             )
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={LAYOUT_VERSION}")
-        connection.execute("COMMIT")
 
     def _set_journal(self, connection: sqlite3.Connection) -> None:
         wanted = self.journal_mode
@@ -179,7 +179,12 @@ class SQLiteFile:
             )
         if "unable to open" in text or "readonly" in text:
             return StoreError(f"{start}no permission ({text}).", "Name a file in a folder where you may write.")
-        if "malformed" in text or "not a database" in text or "corrupt" in text:
+        if "not a database" in text:
+            return StoreError(
+                f"{self.path} is not a store of fieldflows, nor any SQLite database.",
+                "Name another file; this one was left as it is.",
+            )
+        if "malformed" in text or "corrupt" in text:
             return StoreError(
                 f"{start}the file is damaged ({text}).",
                 "Move it away and start a new one, or recover it with `sqlite3 FILE .recover`.",

@@ -368,6 +368,20 @@ def test_a_forked_child_opens_its_own_connection(store: SQLiteStore) -> None:
     assert store.count() == 3
 
 
+def test_opening_a_store_twice_keeps_the_locks_of_the_first(tmp_path: Path) -> None:
+    """A file that is opened and closed besides SQLite loses the locks of its process, and then its journal."""
+    first = SQLiteStore(tmp_path / "s.db", "first")
+    first.update({"uuid": "a"})
+    SQLiteStore(tmp_path / "s.db", "second").connect()
+    writer = start(WRITER, tmp_path / "s.db", "w", 3)
+    assert writer.wait(timeout=60) == 0
+    # Only the last process that has the file open folds the journal into it; this one has it open still.
+    assert (tmp_path / "s.db-wal").exists()
+    first.update({"uuid": "b"})
+    with sqlite3.connect(tmp_path / "s.db") as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_waits_for_a_writer_and_says_so_when_it_takes_too_long(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "s.db", timeout=0.3)
     store.update({"uuid": "a"})
