@@ -56,22 +56,22 @@ def perovskite_srtio3() -> Atoms:
 
 
 def tetragonal_batio3() -> Atoms:
-    """Return BaTiO3 (P4mm, 5 atoms, polar), a = 3.9945, c = 4.0335 Å.
+    """Return BaTiO3 (P4mm, 5 atoms, polar), a = 3.992, c = 4.036 Å.
 
-    Kwei, Lawson, Billinge and Cheong, J. Phys. Chem. 97, 2368 (1993), 300 K: Ti at z = 0.5224, O at 0.9754 and
-    0.4895, rounded.
+    Frazer, Danner and Pepinsky, Phys. Rev. 100, 745 (1955), room temperature: shifts along c of +0.014 (Ti), −0.023
+    (O on the axis) and −0.014 (other O), rounded.
     """
     from ase import Atoms
 
-    positions = [[0, 0, 0], [0.5, 0.5, 0.5224], [0.5, 0.5, 0.9754], [0.5, 0, 0.4895], [0, 0.5, 0.4895]]
-    return Atoms("BaTiO3", scaled_positions=positions, cell=[3.9945, 3.9945, 4.0335], pbc=True)
+    positions = [[0, 0, 0], [0.5, 0.5, 0.514], [0.5, 0.5, 0.977], [0.5, 0, 0.486], [0, 0.5, 0.486]]
+    return Atoms("BaTiO3", scaled_positions=positions, cell=[3.992, 3.992, 4.036], pbc=True)
 
 
 def alpha_quartz() -> Atoms:
-    """Return α-SiO2 (P3_221, 9 atoms, chiral), a = 4.9134, c = 5.4052 Å.
+    """Return α-SiO2 (P3_221, 9 atoms, chiral), a = 4.916, c = 5.4054 Å.
 
-    Will, Bellotto, Parrish and Hart, J. Appl. Cryst. 21, 182 (1988), rounded: Si x = 0.4697; O x, y, z =
-    0.4135, 0.2669, 0.1191, with the origin moved by c/3 to that of the International Tables.
+    Levien, Prewitt and Weidner, Am. Mineral. 65, 920 (1980), room pressure: Si x = 0.4697; O x, y, z = 0.4135,
+    0.2669, 0.1191, with the origin moved by c/3 to that of the International Tables.
     """
     from ase.spacegroup import crystal
 
@@ -79,7 +79,7 @@ def alpha_quartz() -> Atoms:
         ["Si", "O"],
         [(0.4697, 0.0, 2 / 3), (0.4135, 0.2669, 0.1191 + 2 / 3)],
         spacegroup=154,
-        cellpar=[4.9134, 4.9134, 5.4052, 90, 90, 120],
+        cellpar=[4.916, 4.916, 5.4054, 90, 90, 120],
     )
 
 
