@@ -57,7 +57,7 @@ $(BIN)/python:
 
 # torch first and alone where an index is named for it: nothing else shall come from there.
 $(VENV)/.installed: $(INPUTS) | $(BIN)/python
-	@echo "Installing fieldflows and its dependencies into $(VENV) ..."
+	@echo "Installing fieldflows and its dependencies into $(VENV); this takes a few minutes ..."
 	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
 	$(PIP) --editable .
 	@touch $@

@@ -21,7 +21,7 @@ MAKE = f'make() {{ command make --no-print-directory -n -C "{ROOT}" "$@" >/dev/n
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a fresh user: empty home, no store configured, the commands on the path."""
-    dropped = ("FIELDFLOWS_STORE", "JOBFLOW_CONFIG_FILE", "JOBFLOW_JOB_STORE", "PYTEST_CURRENT_TEST")
+    dropped = ("FIELDFLOWS_STORE", "JOBFLOW_CONFIG_FILE", "JOBFLOW_JOB_STORE", "PYTEST_CURRENT_TEST", "MAKEFLAGS")
     env = {key: value for key, value in os.environ.items() if key not in dropped}
     env.update(
         HOME=str(home),
