@@ -223,6 +223,65 @@ def test_a_trajectory_is_split_in_blocks(tmp_path):
     assert loaded.frames[0].labels["energy"].shape == ()
 
 
+def batio3_text(n: int = 12) -> tuple[str, list[np.ndarray]]:
+    """A trajectory as the BaTiO3 file has it: P in e/Å², wrapped to half a quantum, a tagged field, doubled keys."""
+    rng = np.random.default_rng(3)
+    text, truth = "", []
+    for _ in range(n):
+        crystal = perovskite("Ba")
+        charges = crystal.charges + 0.3 * rng.normal(size=(5, 3, 3))
+        crystal.charges[:] = charges - charges.mean(axis=0)
+        u = 0.02 * rng.normal(size=(5, 3))
+        quantum = crystal.cell / crystal.volume
+        p = np.einsum("kij,kj->i", perovskite().charges, u) / crystal.volume + 0.5 * quantum[2]
+        p -= np.round(p @ np.linalg.inv(quantum)) @ quantum
+        truth.append(p)
+        crystal = crystal.copy(scaled=crystal.scaled + u @ np.linalg.inv(crystal.cell))
+        info = {
+            "REF_energy": "-100.0",
+            "REF_stress": [0.01, 0.02, 0.03, 0.04, 0.05, 0.06],
+            "REF_polarisation": p,
+            "REF_polarisability": (crystal.epsilon - np.eye(3)) * EPS0,
+            "REF_electric_field": "0.3, 0.3, 0.3",
+            "polarization": p * crystal.volume,
+            "stress": np.zeros(9),
+        }
+        text += extxyz_text(crystal, info, arrays={"REF_forces": np.ones((5, 3)), "forces": np.zeros((5, 3))})
+    return text, truth
+
+
+def test_batio3_labels_come_from_the_reference_keys_and_the_field_is_ignored(tmp_path):
+    text, truth = batio3_text()
+    source = {"type": "batio3_md", "path": str(write(tmp_path / "md.extxyz", text))}
+    data = {
+        "name": "b",
+        "sources": [source],
+        "split": {"strategy": "blocks", "train": 0.5, "valid": 0.25, "test": 0.25},
+    }
+    dataset = build_dataset(DatasetConfig.from_dict(data))
+    assert len(dataset) == 12
+    for frame, p in zip(dataset.frames, truth, strict=True):
+        np.testing.assert_allclose(frame.labels["polarization"], p, atol=1e-15)
+        np.testing.assert_allclose(frame.labels["polarizability"], 5 * EPS0 * np.eye(3))
+        np.testing.assert_array_equal(frame.labels["forces"], np.ones((5, 3)))
+        np.testing.assert_allclose(
+            frame.labels["stress"], [[0.01, 0.06, 0.05], [0.06, 0.02, 0.04], [0.05, 0.04, 0.03]], atol=1e-15
+        )
+    notes = dataset.manifest.sources[0].notes
+    assert "0.3 V/Å is not physical" in notes[0]
+    assert "forces of the first frame reach 1.00" in notes[0]
+    assert any("ΔP against Z*Δu/Ω has slope" in note for note in notes)
+
+
+def test_evaluation_labels_of_the_dielectric_files(tmp_path):
+    vasp = np.arange(18.0).reshape(3, 6)  # xx yy zz xy yz zx
+    ionic = np.array([[10.0, 1.0, 0.0], [1.0, 11.0, 2.0], [0.0, 2.0, 12.0]])
+    text = dielectric_text(perovskite(), REF_piezoelectric=vasp, REF_dielectric_ionic=ionic)
+    frame = build_dataset(settings(write(tmp_path / "a.extxyz", text))).frames[0]
+    np.testing.assert_allclose(frame.labels["piezoelectric"][0], [0, 1, 2, 4, 5, 3])  # xx yy zz yz xz xy
+    np.testing.assert_allclose(frame.labels["epsilon_ionic"], ionic)
+
+
 def test_splits_that_would_leak_are_refused(tmp_path):
     md = write(tmp_path / "md.extxyz", md_text())
     blocks = {"strategy": "blocks"}

@@ -101,6 +101,14 @@ def test_flags(label, value, code, found):
     assert cleaned.flags == (code,)
 
 
+def test_large_permittivities_may_be_off_their_point_group_by_two_percent():
+    _, _, flags = clean(frame(polarizability=np.diag([20, 20, 20.3]) * EPS0), CleaningConfig())
+    assert flags == []
+    _, _, flags = clean(frame(polarizability=np.diag([20, 20, 20.5]) * EPS0), CleaningConfig())
+    assert codes(flags) == ["epsilon_symmetry"]
+    assert flags[0].threshold == pytest.approx(0.02 * 21.5)
+
+
 def test_the_sum_rule_is_enforced_and_the_residual_kept():
     raw = shifted_charges(0.2)
     cleaned, _, _ = clean(frame(born_effective_charges=raw), CleaningConfig())
