@@ -214,3 +214,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
     code, _, err = command(capsys, "--model", "toy", "--out", str(tmp_path / "file" / "folder"))
     assert code == 2
     assert "--out" in err
+
+
+def test_the_readme_counts_the_crystals():
+    from tests.docs.pages import ROOT
+
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"screens {len(CRYSTALS)} well-known crystals" in text
