@@ -128,7 +128,6 @@ def train(
         data = dataset or load_dataset(config)
         if fresh:
             clear_states(directory)
-            (directory / LOG_NAME).unlink(missing_ok=True)
         setup = prepare(config, {split: data.subset(split) for split in ("train", "valid", "test")})
         trainer = Trainer(config, directory, setup, data.digest, reporter)
         return trainer.run()
@@ -228,6 +227,7 @@ class Trainer:
         self.optimizer.step()
         state.step += 1
         state.batch += 1
+        state.learning_rate = rate
         if self.average is not None:
             self.average.update(state.step)
         value = float(loss.detach())
@@ -277,7 +277,7 @@ class Trainer:
             "epoch": epoch,
             "step": state.step,
             "seconds": round(self._elapsed(), 3),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": state.learning_rate,
             "train": means,
             "valid": {},
             "metrics": {},
@@ -350,6 +350,7 @@ class Trainer:
     def _restore(self) -> None:
         state = load_state(self.directory)
         if state is None:
+            (self.directory / LOG_NAME).unlink(missing_ok=True)
             return
         found = (state.config_digest, state.dataset_digest)
         if found != (self.state.config_digest, self.state.dataset_digest):

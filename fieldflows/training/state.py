@@ -38,6 +38,7 @@ class TrainingState:
         batch: Batches of the present epoch that are done.
         step: Optimizer steps so far.
         seconds: Wall time of training so far.
+        learning_rate: That of the last step.
         sums: Running sums of the loss of the present epoch, by observable, and their count.
         schedule: State of the learning rate.
         best: Score, epoch and evaluations since then of the best validation so far.
@@ -52,6 +53,7 @@ class TrainingState:
     batch: int = 0
     step: int = 0
     seconds: float = 0.0
+    learning_rate: float = 0.0
     sums: dict[str, float] = field(default_factory=dict)
     schedule: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)

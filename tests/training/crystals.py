@@ -76,7 +76,9 @@ def small_dataset(n_train: int = 8, n_valid: int = 2, n_test: int = 2, names=LAB
         for i in range(count):
             atoms = rattled(i % len(COMPOUNDS), start + i)
             material = COMPOUNDS[i % len(COMPOUNDS)][0]
-            frames.append(LabeledFrame(atoms, label(network, atoms, names), material, "teacher", start + i, split=split))
+            frames.append(
+                LabeledFrame(atoms, label(network, atoms, names), material, "teacher", start + i, split=split)
+            )
     return SmallDataset(frames)
 
 
