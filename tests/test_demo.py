@@ -221,3 +221,13 @@ def test_the_readme_counts_the_crystals():
 
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"screens {len(CRYSTALS)} well-known crystals" in text
+
+
+def test_crystals_without_a_number_are_counted_out_loud(documents):
+    from fieldflows.demo.figure import _summary
+
+    invalid = documents[0].model_copy(update={"n": None, "status_electronic": "invalid"})
+    comparisons = compare(CRYSTALS, [invalid, *documents[1:]])
+    assert comparisons[0].refractive_indices is None
+    assert _summary(index_pairs(comparisons), "", len(comparisons)).startswith("27 of 28 values, MAE")
+    assert _summary([(1.0, 2.0)], "e", 1) == "1 values, MAE 1.00 e, mean difference +1.00 e"

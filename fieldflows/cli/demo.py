@@ -82,6 +82,9 @@ def demo(
             f"({result.count} values)",
             highlight=False,
         )
+    without = [item.crystal.label for item in comparisons if item.refractive_indices is None]
+    if without:
+        console.print(f"no n for {', '.join(without)}: the model gives an ε∞ below 1 there", highlight=False)
     console.print(_why_electronic(info), highlight=False)
     if comparisons:
         figure = draw(comparisons, out / FIGURE_NAME, info.name)

@@ -45,7 +45,7 @@ def draw(comparisons: Sequence[Comparison], path: Path, model_name: str) -> Path
         [pair for pair, _ in shown],
         [label for _, label in shown],
         MEASURED,
-        f"refractive index n\n{_summary(index_pairs(comparisons), '')}",
+        f"refractive index n\n{_summary(index_pairs(comparisons), '', len(comparisons))}",
         "measured n",
         "model n = √(tr ε∞/3)",
     )
@@ -69,10 +69,12 @@ def draw(comparisons: Sequence[Comparison], path: Path, model_name: str) -> Path
     return path
 
 
-def _summary(pairs: Sequence[tuple[float, float]], unit: str) -> str:
+def _summary(pairs: Sequence[tuple[float, float]], unit: str, possible: int | None = None) -> str:
+    """Return the agreement in words; crystals for which the model gives no number are counted out loud."""
     result = score(pairs, unit)
     unit = f" {unit}" if unit else ""
-    return f"{result.count} values, MAE {result.mae:.2f}{unit}, mean difference {result.bias:+.2f}{unit}"
+    count = f"{result.count} of {possible}" if possible and possible != result.count else f"{result.count}"
+    return f"{count} values, MAE {result.mae:.2f}{unit}, mean difference {result.bias:+.2f}{unit}"
 
 
 def _charge_label(item: Comparison, charge: PublishedCharge) -> str:
