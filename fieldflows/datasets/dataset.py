@@ -144,6 +144,9 @@ def check_target(directory: str | Path, overwrite: bool = False) -> Path:
             what = "a dataset" if replaceable else "something that is no dataset"
             hint = "Allow overwriting (--force)" if replaceable else "Choose another folder"
             raise DataError(f"{target} already holds {what}.", f"{hint}.")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise DataError(f"{target} cannot be written: {above} is no folder that you may write to.")
     return target
 
 

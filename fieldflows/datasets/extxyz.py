@@ -111,6 +111,8 @@ def _frames(handle: IO[str], path: Path) -> Iterator[RawFrame]:
             n = int(head)
         except ValueError:
             raise DataError(f"Expected a number of atoms at {where}, found {head.strip()[:40]!r}.") from None
+        if n < 1:
+            raise DataError(f"{where} announces {n} atoms.", "Remove the frame.")
         comment = handle.readline()
         rows = [handle.readline().split() for _ in range(n)]
         line_number += 1 + n

@@ -85,6 +85,9 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
     volume = abs(float(np.linalg.det(atoms.cell[:])))
     if volume < 1e-3:
         return frame, [_finding("volume", volume, 1e-3, "Å³", "the cell has no volume")], []
+    if not atoms.pbc.all():
+        message = f"periodic directions are {atoms.pbc.tolist()}; response per volume needs three"
+        return frame, [_finding("not_periodic", float(atoms.pbc.sum()), 3, "directions", message)], []
     rejects: list[Finding] = []
     flags: list[Finding] = []
     distance, _ = closest_pair(atoms)
@@ -95,7 +98,7 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
     labels = dict(frame.labels)
     extra = dict(frame.extra)
     alpha, charges = labels.get("polarizability"), labels.get("born_effective_charges")
-    symmetry = _operations(frame, config.symprec)
+    symmetry = _operations(frame, config.symprec, flags)
     if alpha is not None:
         _check_alpha(alpha, config, rejects, flags)
         violation = tensor_violation(alpha, symmetry) / EPSILON_VACUUM
@@ -133,12 +136,13 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
     return frame.with_(labels=labels, extra=extra, flags=tuple(f.code for f in flags)), rejects, flags
 
 
-def _operations(frame: LabeledFrame, symprec: float) -> SymmetryOperations:
-    """Return the operations of a crystal; the identity alone if spglib finds none."""
+def _operations(frame: LabeledFrame, symprec: float, flags: list[Finding]) -> SymmetryOperations:
+    """Return the operations of a crystal; the identity alone, and a flag, if spglib finds none."""
     atoms = frame.atoms
     try:
         return symmetry_operations(atoms.cell[:], atoms.positions, atoms.numbers, symprec)
-    except EvaluationError:
+    except EvaluationError as error:
+        flags.append(_finding("no_symmetry", np.nan, symprec, "Å", error.message))
         return SymmetryOperations(np.eye(3)[None], np.arange(len(atoms))[None])
 
 

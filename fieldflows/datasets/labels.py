@@ -201,6 +201,21 @@ def find_key(raw: RawFrame, observable: str) -> str | None:
     return None
 
 
+def spellings(observable: str, key: str) -> tuple[str, ...]:
+    """Return a key and its other spellings: ``REF_`` keys among themselves, plain ones among themselves.
+
+    Files may hold both kinds side by side in different units, so one never stands in for the other.
+
+    Example:
+        >>> spellings("polarization", "REF_polarization")
+        ('REF_polarization', 'REF_polarisation')
+    """
+    if key not in ALIASES[observable]:
+        return (key,)
+    kind = key.startswith("REF_")
+    return (key, *(k for k in ALIASES[observable] if k != key and k.startswith("REF_") == kind))
+
+
 def raw_value(raw: RawFrame, key: str) -> FloatArray | None:
     """Return what a frame holds under a key, per atom or per structure, as floats; None if it is absent.
 
@@ -241,10 +256,14 @@ def convert(raw: RawFrame, key: str, convention: Convention) -> FloatArray | Non
 
 
 def convert_all(raw: RawFrame, rules: Mapping[str, tuple[str, Convention]]) -> dict[str, FloatArray]:
-    """Return all labels of a frame: ``rules`` maps the observable to (key, convention)."""
+    """Return all labels of a frame: ``rules`` maps the observable to (key, convention).
+
+    A frame that lacks the key but has another spelling of it (:func:`spellings`) is read under that one.
+    """
     labels = {}
     for observable, (key, convention) in rules.items():
-        value = convert(raw, key, convention)
+        present = next((k for k in spellings(observable, key) if k in raw.arrays or k in raw.info), key)
+        value = convert(raw, present, convention)
         if value is not None:
             labels[observable] = value
     return labels

@@ -116,7 +116,7 @@ def first_keys(raws: Sequence[RawFrame], conventions: Mapping[str, str]) -> dict
     """Return {observable: (key, convention)} for the observables that the first frames hold.
 
     Args:
-        raws: Frames as the file has them; keys may differ between files but not within one.
+        raws: Frames as the file has them.
         conventions: Name of the convention by observable.
     """
     rules = {}
@@ -143,25 +143,50 @@ def label_frames(source: Source, raws: Sequence[RawFrame], rules: Mapping[str, t
     if "polarizability" in rules:
         key, convention = rules["polarizability"]
         median = check_plausible(raws, key, convention, source.plausible_epsilon, source.label)
-    frames = []
+    frames: list[LabeledFrame] = []
+    data = SourceData(frames, len(raws), [describe(name, *rule) for name, rule in rules.items()], median_epsilon=median)
+    errors: list[LabelError] = []
     for raw in raws:
-        labels = convert_all(raw, rules)
+        try:
+            labels = convert_all(raw, rules)
+        except LabelError as error:
+            errors.append(error)
+            data.rejects.append(malformed(source, raw, error))
+            continue
         if labels:
             frames.append(make_frame(source, raw, labels))
+    if not frames and errors:
+        raise errors[0]
     if not frames:
         known = ", ".join(ALIASES[name][0] for name in rules or ALIASES)
         raise LabelError(
             f"Source {source.label!r} ({source.path}): no frame holds a label; looked for {known} and other spellings."
         )
-    data = SourceData(frames, len(raws), [describe(name, *rule) for name, rule in rules.items()], median_epsilon=median)
-    if len(frames) < len(raws):
-        data.notes.append(f"{len(raws) - len(frames)} frames without any label were left out")
+    n_bare = len(raws) - len(frames) - len(errors)
+    if n_bare:
+        data.notes.append(f"{n_bare} frames without any label were left out")
     return data
+
+
+def malformed(source: Source, raw: RawFrame, error: LabelError) -> FrameFindings:
+    """Return the reject of a frame whose label has another shape than its neighbors'."""
+    return FrameFindings(
+        source=source.label,
+        source_index=frame_index(raw),
+        formula=reduced_formula(raw.numbers),
+        findings=[Finding(code="malformed", value=None, threshold=None, unit="", message=error.message)],
+    )
+
+
+def frame_index(raw: RawFrame) -> int:
+    """Return the frame number in the original file: ``src_index`` if the file says so, else the position."""
+    value = raw.info.get("src_index", raw.index)
+    return int(value) if isinstance(value, (int, float)) else raw.index
 
 
 def make_frame(source: Source, raw: RawFrame, labels: dict[str, Any], **extra: Any) -> LabeledFrame:
     """Return a labelled frame; ``src_file`` and ``src_index`` of the file are kept as its origin."""
-    index = int(raw.info.get("src_index", raw.index))
+    index = frame_index(raw)
     if "src_file" in raw.info:
         extra["origin"] = f"{raw.info['src_file']}:{index}"
     return LabeledFrame(

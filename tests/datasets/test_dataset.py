@@ -151,6 +151,28 @@ def test_rejects_flags_and_copies_are_listed(tmp_path):
     assert manifest.sources[0].n_kept == 2
 
 
+def test_one_malformed_label_or_molecule_stops_nobody(tmp_path):
+    molecule = dielectric_text(perovskite("Mg")).replace('pbc="T T T"', 'pbc="F F F"')
+    text = dielectric_text(perovskite()) + dielectric_text(perovskite("Ba"), REF_polarisability=[1.0, 2.0]) + molecule
+    dataset = build_dataset(settings(write(tmp_path / "a.extxyz", text)))
+    assert [frame.material for frame in dataset.frames] == ["SrTiO3"]
+    found = {r.formula: r.findings[0] for r in dataset.manifest.rejects}
+    assert found["BaTiO3"].code == "malformed"
+    assert "(2,)" in found["BaTiO3"].message
+    assert found["MgTiO3"].code == "not_periodic"
+    only = write(tmp_path / "b.extxyz", dielectric_text(perovskite("Ba"), REF_polarisability=[1.0, 2.0]))
+    with pytest.raises(LabelError, match=r"shape \(2,\)"):
+        build_dataset(settings(only))
+
+
+def test_an_unwritable_place_is_said_before_the_work(dielectric_file, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    dataset = build_dataset(settings(dielectric_file))
+    with pytest.raises(DataError, match="no folder that you may write to"):
+        dataset.save(file / "out")
+
+
 def test_nothing_left_is_an_error(tmp_path):
     bad = perovskite()
     bad.charges[0] += np.eye(3)
@@ -223,7 +245,7 @@ def test_a_trajectory_is_split_in_blocks(tmp_path):
     assert loaded.frames[0].labels["energy"].shape == ()
 
 
-def batio3_text(n: int = 12) -> tuple[str, list[np.ndarray]]:
+def batio3_text(n: int = 12) -> tuple[str, list[tuple[np.ndarray, np.ndarray]]]:
     """A trajectory as the BaTiO3 file has it: P in e/Å², wrapped to half a quantum, a tagged field, doubled keys."""
     rng = np.random.default_rng(3)
     text, truth = "", []
@@ -235,7 +257,7 @@ def batio3_text(n: int = 12) -> tuple[str, list[np.ndarray]]:
         quantum = crystal.cell / crystal.volume
         p = np.einsum("kij,kj->i", perovskite().charges, u) / crystal.volume + 0.5 * quantum[2]
         p -= np.round(p @ np.linalg.inv(quantum)) @ quantum
-        truth.append(p)
+        truth.append((p, crystal.charges))
         crystal = crystal.copy(scaled=crystal.scaled + u @ np.linalg.inv(crystal.cell))
         info = {
             "REF_energy": "-100.0",
@@ -260,8 +282,9 @@ def test_batio3_labels_come_from_the_reference_keys_and_the_field_is_ignored(tmp
     }
     dataset = build_dataset(DatasetConfig.from_dict(data))
     assert len(dataset) == 12
-    for frame, p in zip(dataset.frames, truth, strict=True):
+    for frame, (p, charges) in zip(dataset.frames, truth, strict=True):
         np.testing.assert_allclose(frame.labels["polarization"], p, atol=1e-15)
+        np.testing.assert_allclose(frame.labels["born_effective_charges"], charges, atol=1e-12)
         np.testing.assert_allclose(frame.labels["polarizability"], 5 * EPS0 * np.eye(3))
         np.testing.assert_array_equal(frame.labels["forces"], np.ones((5, 3)))
         np.testing.assert_allclose(

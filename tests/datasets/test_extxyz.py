@@ -99,6 +99,7 @@ def test_every_float_survives(values, energy):
         ("", "no frames"),
         ("5\nLattice=", "ends inside"),
         ("x\n", "Expected a number of atoms"),
+        ("0\n\n", "announces 0 atoms"),
         ('1\nLattice="1 0 0" Properties=species:S:1:pos:R:3\nO 0 0 0\n', "Lattice"),
         ('1\nLattice="1 0 0 0 1 0 0 0 1" Properties=species:S:1:pos:R:3\nO 0 0\n', "columns"),
         ('1\nLattice="1 0 0 0 1 0 0 0 1" Properties=species:S:1:pos:R:3\nQq 0 0 0\n', "Qq"),

@@ -8,7 +8,7 @@ from scipy import constants
 
 from fieldflows.datasets.extxyz import RawFrame
 from fieldflows.datasets.frame import LABEL_SHAPES, LABEL_UNITS
-from fieldflows.datasets.labels import ALIASES, CONVENTIONS, convert, find_key, get_convention
+from fieldflows.datasets.labels import ALIASES, CONVENTIONS, convert, convert_all, find_key, get_convention
 from fieldflows.errors import LabelError, SettingsError
 from fieldflows.observables import OBSERVABLES
 from tests.datasets.synthetic import EPS0, UC_PER_CM2
@@ -107,6 +107,15 @@ def test_the_reference_key_comes_first():
     both = frame("REF_energy", 1.0)
     both.info["energy"] = 2.0
     assert find_key(both, "energy") == "REF_energy"
+
+
+def test_spellings_may_change_within_a_file_but_kinds_never_stand_in_for_each_other():
+    rules = {"polarization": ("REF_polarisation", get_convention("polarization", "e_per_angstrom2"))}
+    for key, found in (("REF_polarisation", True), ("REF_polarization", True), ("polarization", False)):
+        labels = convert_all(frame(key, P), rules)
+        assert ("polarization" in labels) == found
+    own = {"polarization": ("dipole", get_convention("polarization", "dipole_e_angstrom"))}
+    assert convert_all(frame("REF_polarization", P), own) == {}
 
 
 def test_wrong_size_text_and_unknown_names():

@@ -12,7 +12,7 @@ from pydantic import Field
 from fieldflows.datasets.extxyz import read_extxyz
 from fieldflows.datasets.frame import reduced_formula
 from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path, polarization_of, read_paths
-from fieldflows.datasets.source import Source, SourceData, make_frame
+from fieldflows.datasets.source import Source, SourceData, frame_index, make_frame
 from fieldflows.errors import LabelError
 from fieldflows.schemas.dataset import FrameFindings
 
@@ -75,7 +75,7 @@ class FerroelectricPaths(Source):
             data.rejects.extend(
                 FrameFindings(
                     source=self.label,
-                    source_index=int(raw.info.get("src_index", raw.index)),
+                    source_index=frame_index(raw),
                     formula=reduced_formula(raw.numbers),
                     findings=[finding],
                 )

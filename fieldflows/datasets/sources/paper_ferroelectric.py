@@ -15,7 +15,7 @@ from fieldflows.datasets.extxyz import RawFrame, file_sha256, read_extxyz
 from fieldflows.datasets.frame import reduced_formula
 from fieldflows.datasets.labels import find_key
 from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path, polarization_of, read_paths
-from fieldflows.datasets.source import Source, SourceData, expand_path, make_frame, refuse_field
+from fieldflows.datasets.source import Source, SourceData, expand_path, frame_index, make_frame, refuse_field
 from fieldflows.errors import LabelError
 from fieldflows.schemas.dataset import Finding, FrameFindings
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
@@ -97,7 +97,7 @@ class PaperFerroelectric(Source):
                 )
             rejects, flags = judge_path(best[0], PathLimits())
             findings.extend(rejects)
-        index = int(raw.info.get("src_index", raw.index))
+        index = frame_index(raw)
         if findings or best is None:
             formula = reduced_formula(raw.numbers)
             data.rejects.append(
