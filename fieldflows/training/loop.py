@@ -100,6 +100,7 @@ def train(
     *,
     dataset: Dataset | None = None,
     fresh: bool = False,
+    figures: bool = True,
     reporter: Reporter | None = None,
 ) -> TrainingResult:
     """Train a network and write checkpoint and report into a directory; goes on where an earlier run stopped.
@@ -110,6 +111,7 @@ def train(
             run goes on.
         dataset: The labeled frames; loaded or built as the configuration says by default.
         fresh: Forget an earlier run.
+        figures: Draw learning curves and parity plots.
         reporter: Told about the progress.
 
     Raises:
@@ -130,7 +132,7 @@ def train(
             clear_states(directory)
         setup = prepare(config, {split: data.subset(split) for split in ("train", "valid", "test")})
         trainer = Trainer(config, directory, setup, data.digest, reporter)
-        return trainer.run()
+        return trainer.run(figures)
 
 
 class Trainer:
@@ -169,8 +171,8 @@ class Trainer:
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
-    def run(self) -> TrainingResult:
-        """Train until an end is reached, then write the report."""
+    def run(self, figures: bool = True) -> TrainingResult:
+        """Train until an end is reached, then write the report, with or without figures."""
         self._restore()
         self._write_config()
         self._log_event("resume" if self.state.step else "start", step=self.state.step)
@@ -187,7 +189,7 @@ class Trainer:
                 self.reporter.message(f"Stopped at step {self.state.step}; the state is saved, resume to go on.")
                 self._log_event("interrupted", step=self.state.step)
                 return self._result(status)
-        return self._finish(status)
+        return self._finish(status, figures)
 
     def _epochs(self) -> Status:
         run, state = self.config.run, self.state
@@ -307,7 +309,7 @@ class Trainer:
         self.reporter.evaluation(record, summary(record["metrics"]))
         return record
 
-    def _finish(self, status: Status) -> TrainingResult:
+    def _finish(self, status: Status, figures: bool) -> TrainingResult:
         """Put the best weights in, evaluate them on every split, and write checkpoint and report."""
         from fieldflows.training.report import write_report
 
@@ -321,7 +323,7 @@ class Trainer:
                 state.history.append(record)
         copy_into(self.parameters, self.best)
         result = self._result(status)
-        write_report(self.config, self.setup, self.limits, state, result, self.reporter.message)
+        write_report(self.config, self.setup, self.limits, state, result, self.reporter.message, figures)
         self._log_event("end", status=status, step=state.step, checkpoint=result.sha256)
         return result
 

@@ -37,6 +37,7 @@ def write_report(
     state: TrainingState,
     result: TrainingResult,
     tell: Callable[[str], None],
+    figures: bool = True,
 ) -> None:
     """Evaluate the network on every split and write everything into the run directory; completes ``result``.
 
@@ -57,6 +58,14 @@ def write_report(
     result.checkpoint = directory / CHECKPOINT_NAME
     result.sha256 = export_checkpoint(config, setup, state, directory, result.metrics)
     write_json(directory / METRICS_NAME, metrics_document(setup, state, result))
+    if figures:
+        draw_figures(setup, predictions, result)
+    write_text(directory / CARD_NAME, model_card(config, setup, state, result))
+
+
+def draw_figures(setup: Setup, predictions: dict[str, Predictions], result: TrainingResult) -> None:
+    """Write learning_curves.png and parity_<quantity>.png."""
+    directory = result.directory
     learning_curves(result.history, directory / "learning_curves.png")
     for quantity in QUANTITIES:
         series = {}
@@ -66,7 +75,6 @@ def write_report(
                 series[split] = (found[1], found[2])
         if series:
             parity(series, quantity.symbol, quantity.unit, directory / f"parity_{quantity.name}.png")
-    write_text(directory / CARD_NAME, model_card(config, setup, state, result))
 
 
 def restrict(predictions: Sequence[dict[str, Any]], labels: Sequence[str]) -> Predictions:

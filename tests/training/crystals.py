@@ -1,4 +1,4 @@
-"""Small labeled crystals for training tests: a teacher network labels them, so that a student can learn them exactly."""
+"""Small labeled crystals for training tests: a teacher network labels them, a student can learn them."""
 
 from __future__ import annotations
 

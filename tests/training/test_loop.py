@@ -14,10 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from fieldflows.errors import SettingsError, TrainingError
-from fieldflows.training.loop import Reporter, train
+from fieldflows.training.loop import Reporter
+from fieldflows.training.loop import train as train_with_figures
 from tests.training.crystals import ALL_TERMS, small_dataset, tiny_config
 
 ELECTRONIC = ("born_effective_charges", "polarizability")
+
+
+def train(*arguments, **options):
+    """Train without figures, which take as long as all the rest here."""
+    return train_with_figures(*arguments, **{"figures": False, **options})
 
 
 class Crash(BaseException):
@@ -90,9 +96,7 @@ def test_a_run_writes_everything(uninterrupted):
     assert (result.status, result.epochs, result.steps) == ("epochs", 3, 9)
     written = {path.name for path in directory.iterdir()}
     assert written >= {
-        "config.yaml", "log.jsonl", "metrics.json", "model.safetensors", "README.md", "learning_curves.png",
-        "parity_born_charge_diagonal.png", "parity_epsilon_electronic_diagonal.png", "parity_refractive_index.png",
-        "state.safetensors",
+        "config.yaml", "log.jsonl", "metrics.json", "model.safetensors", "README.md", "state.safetensors"
     }  # fmt: skip
     assert not [name for name in written if name.endswith(".tmp")]
     assert [record["epoch"] for record in result.history] == [1, 2, 3]
@@ -156,9 +160,9 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from fieldflows.training.loop import Reporter, train
+from fieldflows.training.loop import Reporter
 from tests.training.crystals import small_dataset
-from tests.training.test_loop import ELECTRONIC, variant
+from tests.training.test_loop import ELECTRONIC, train, variant
 
 class Slow(Reporter):
     def step(self, state, loss, learning_rate):
@@ -214,18 +218,18 @@ def test_kill_9_then_sigterm_then_the_same_result(uninterrupted, dataset, tmp_pa
 
 
 def test_a_student_learns_its_teacher(tmp_path):
-    data = small_dataset(6, 2, 2)
+    data = small_dataset(6, 2, 0)
     config = tiny_config(
-        run={"epochs": 40, "batch_structures": 6, "eval_interval": 40, "checkpoint_seconds": 1000},
+        run={"epochs": 48, "batch_structures": 6, "eval_interval": 8, "checkpoint_seconds": 1000},
         optimizer={"learning_rate": 0.05},
         loss={"terms": ALL_TERMS},
     )
     result = train(config, tmp_path, dataset=data)
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in log if line["event"] == "step"]
-    assert losses[-1] < 0.6 * losses[0]
+    first, last = result.history[0], result.history[-1]
+    assert last["train"]["loss"] < 0.6 * first["train"]["loss"]
     for name in ("forces", "polarization", "born_charge_diagonal"):
-        assert result.metrics["train"][name]["mae"] < 0.8 * result.baselines["train"][name]["mae"]
+        assert last["metrics"][name]["mae"] < 0.7 * first["metrics"][name]["mae"], name
+    assert result.metrics["train"]["forces"]["r2"] > 0.5
 
 
 @ON_COSINE
@@ -317,7 +321,7 @@ def test_a_run_directory_that_cannot_be_made(dataset, tmp_path):
 @ON_COSINE
 def test_settings_of_the_process_are_left_as_they_were(uninterrupted, dataset, tmp_path):
     before = (torch.get_num_threads(), signal.getsignal(signal.SIGTERM), torch.get_default_dtype())
-    train(tiny_config(run={"epochs": 1, "threads": 2}), tmp_path, dataset=dataset)
+    train(tiny_config(run={"epochs": 1}), tmp_path, dataset=dataset)
     assert (torch.get_num_threads(), signal.getsignal(signal.SIGTERM), torch.get_default_dtype()) == before
 
 
