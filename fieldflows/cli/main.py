@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("fieldflows.cli.model", "List, describe and import models."),
     "dataset": ("fieldflows.cli.dataset", "Build a dataset from labeled crystals."),
     "train": ("fieldflows.cli.train", "Train a model."),
+    "evaluate": ("fieldflows.cli.evaluate", "Compare a model with the labels of a dataset."),
     "demo": ("fieldflows.cli.demo", "Screen well-known crystals and compare with published values."),
 }
 """Module and one line of help of every command."""

@@ -61,7 +61,14 @@ def train(
 
 def make_reporter(console: Any) -> Reporter:
     """Return a reporter that shows a progress bar and one line per evaluation."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from fieldflows.training.loop import Reporter
     from fieldflows.training.setup import Setup
@@ -87,7 +94,10 @@ def make_reporter(console: Any) -> Reporter:
             console.print(f"Frames: {sizes}. Labels: {', '.join(setup.labels)}. Parameters: {weights:,}.")
             self.per_epoch = steps_per_epoch
             self.task = self.progress.add_task(
-                "epoch 0", total=steps_per_epoch * epochs, completed=state.epoch * steps_per_epoch + state.batch, note=""
+                "epoch 0",
+                total=steps_per_epoch * epochs,
+                completed=state.epoch * steps_per_epoch + state.batch,
+                note="",
             )
             self.progress.start()
 

@@ -7,17 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.observables import OBSERVABLES
-from fieldflows.training.data import Frame
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 FloatArray = NDArray[np.float64]
 Predictions = list[dict[str, FloatArray]]
 """One mapping of observable to array per frame, internal units."""
+
+
+class Frame(Protocol):
+    """What is needed of a labeled frame: a crystal and its labels in internal units."""
+
+    @property
+    def atoms(self) -> Atoms:
+        """The crystal."""
+        ...
+
+    @property
+    def labels(self) -> dict[str, FloatArray]:
+        """Observable to array."""
+        ...
+
 
 _DIAGONAL = np.eye(3, dtype=bool)
 

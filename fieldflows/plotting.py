@@ -1,0 +1,82 @@
+"""Figures of stored documents and of metrics; nothing here computes physics or loads a model.
+
+Every function returns a matplotlib figure and saves it if a path is given; no window is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from fieldflows.schemas.training import TrainingDocument
+
+
+def learning_curves(document: TrainingDocument | Mapping[str, Any], path: str | Path | None = None) -> Figure:
+    """Draw loss and validation errors of a training run against the epoch.
+
+    Args:
+        document: The document of the run, or the content of its metrics.json.
+        path: Where to save it; the ending decides the format.
+    """
+    from fieldflows.training.figures import learning_curves as draw
+
+    if isinstance(document, Mapping):
+        history = document.get("history") or document.get("curves") or []
+    else:
+        history = document.to_json_dict()["curves"]
+    return draw(history, None if path is None else Path(path))
+
+
+def parity(
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    symbol: str,
+    unit: str = "1",
+    path: str | Path | None = None,
+) -> Figure:
+    """Draw predictions against labels, with R², RMSE and MAE of each series.
+
+    Args:
+        series: Name to labels and predictions, flat arrays of one length.
+        symbol: What is drawn, such as "ε∞".
+        unit: Unit of the numbers; "1" is left out.
+        path: Where to save it.
+    """
+    from fieldflows.training.figures import parity as draw
+
+    return draw(series, symbol, unit, None if path is None else Path(path))
+
+
+def training_errors(document: TrainingDocument, path: str | Path | None = None) -> Figure:
+    """Draw the mean absolute errors of a model relative to those of the trivial predictor, by quantity and subset.
+
+    A bar below 1 means that the model knows more than the medians of its training labels.
+
+    Args:
+        document: The document of the run.
+        path: Where to save it.
+    """
+    from fieldflows.training.figures import COLORS, new_figure
+
+    splits = list(document.metrics)
+    names = [name for name in document.metrics[splits[-1]] if name in document.trivial_metrics[splits[-1]]]
+    figure = new_figure(1.5 + 1.1 * len(names), 3.6)
+    ax = figure.subplots()
+    width = 0.8 / len(splits)
+    for k, split in enumerate(splits):
+        own, trivial = document.metrics[split], document.trivial_metrics[split]
+        ratios = [own[name].mae / trivial[name].mae if trivial[name].mae else float("nan") for name in names]
+        ax.bar([i + (k - (len(splits) - 1) / 2) * width for i in range(len(names))], ratios, width,
+               label=split, color=COLORS.get(split))  # fmt: skip
+    ax.axhline(1.0, color="black", linewidth=0.8)
+    ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
+    ax.set_ylabel("MAE / MAE of medians")
+    ax.legend(frameon=False)
+    if path is not None:
+        figure.savefig(Path(path))
+    return figure
