@@ -13,6 +13,7 @@ import lzma
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,7 +185,7 @@ def _cif(text: str) -> Iterator[_Raw]:
     for name, block in blocks.items():
         if any(key.startswith("_atom_site_") for key in block.data):
             identifier = name if name.lower().startswith(("mp-", "mvc-")) else None
-            yield _Raw(lambda block=block: make(str(block)), {"material_id": identifier})
+            yield _Raw(partial(make, str(block)), {"material_id": identifier})
 
 
 def _poscar(text: str, source: str) -> Iterator[_Raw]:
@@ -240,7 +241,7 @@ def _ase(text: str, form: str) -> Iterator[_Raw]:
 
     found = read(io.StringIO(text), index=":", format=form)
     for atoms in found if isinstance(found, list) else [found]:
-        yield _Raw(lambda atoms=atoms: atoms, {})
+        yield _Raw(atoms.copy, {})
 
 
 def _parse_json(text: str, source: str) -> Any:

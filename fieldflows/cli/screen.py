@@ -15,6 +15,7 @@ from fieldflows.cli.options import JsonOption, ModelOption, StoreOption
 from fieldflows.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
+    from fieldflows.backends.base import ModelInfo
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.inputs import InputStructure
     from fieldflows.schemas.failure import FailureDocument
@@ -160,7 +161,7 @@ def _show(documents: list[dict[str, Any]], failures: Sequence[FailureDocument], 
 
 def _announce(
     maker: DielectricMaker,
-    card: Any,
+    card: ModelInfo,
     structures: Sequence[InputStructure],
     failures: Sequence[FailureDocument],
     store: str | None,
@@ -169,13 +170,16 @@ def _announce(
     from fieldflows.store import describe_store
 
     flow = maker.make(structures) if structures else None
-    jobs = 0 if flow is None else len(list(flow.iterflow()))
+    stored = _already_stored(maker.keys(structures), store)
+    foreign = [sorted({site.specie.symbol for site in item.structure} - set(card.elements)) for item in structures]
     facts = {
         "structures": len(structures),
         "atoms": sum(len(item.structure) for item in structures),
-        "jobs": jobs,
+        "stored": sum(stored),
+        "jobs": 0 if flow is None else len(flow.jobs),
         "model": f"{card.name} ({card.sha256[:12]})",
         "unreadable": len(failures),
+        "unknown_elements": sum(map(bool, foreign)),
         "store": describe_store(store),
     }
     if as_json:
@@ -184,15 +188,29 @@ def _announce(
     console = output.console()
     console.print("Dry run: nothing is computed or stored.")
     for name, value in facts.items():
-        console.print(f"{name:>12}  {value}", markup=False)
-    rows = [
-        (item.label, item.structure.composition.reduced_formula, str(len(item.structure)), item.material_id or "–")
-        for item in structures
-    ]
+        console.print(f"{name.replace('_', ' '):>16}  {value}", markup=False)
+    rows = []
+    for item, known, missing in zip(structures, stored, foreign, strict=True):
+        formula, remark = item.structure.composition.reduced_formula, "stored already" if known else ""
+        remark = f"the model does not know {', '.join(missing)}" if missing else remark
+        rows.append((item.label, formula, str(len(item.structure)), item.material_id or "–", remark))
     if rows:
-        console.print(output.table("Structures", ["file", "formula", "atoms", "id"], rows, left=2))
+        console.print(output.table("Structures", ["file", "formula", "atoms", "id", ""], rows, left=2))
     if failures:
         console.print(output.failure_table([item.to_json_dict() for item in failures]))
+
+
+def _already_stored(keys: Sequence[str], store: str | None) -> list[bool]:
+    from fieldflows.store import ResultsCollection, get_store, is_new
+
+    if is_new(store):
+        return [False] * len(keys)
+    job_store = get_store(store)
+    try:
+        existing = ResultsCollection.of(job_store).existing(keys)
+    finally:
+        job_store.close()
+    return [key in existing for key in keys]
 
 
 @contextmanager

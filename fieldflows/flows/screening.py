@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from jobflow import Flow, Job, Maker, OutputReference
 
 from fieldflows import __version__
 from fieldflows.errors import InputError
 from fieldflows.inputs import InputStructure
+from fieldflows.jobs.evaluate import extra_settings
 from fieldflows.jobs.models import ModelReference
 from fieldflows.jobs.relax import RelaxSettings
 from fieldflows.jobs.screening import dielectric_response, screen_chunk
+from fieldflows.properties.base import result_key
 from fieldflows.properties.dielectric import DielectricProperty, DielectricSettings
 from fieldflows.structures import as_structure
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from fieldflows.backends.base import ModelInfo
     from fieldflows.structures import StructureLike
 
-    Crystal = StructureLike | InputStructure | OutputReference
+    Crystal: TypeAlias = StructureLike | InputStructure | OutputReference
 
 
 @dataclass
@@ -117,6 +119,19 @@ class DielectricMaker(Maker):
         """
         self._shared()
         return ModelReference.resolve(self.model, self.dtype, self.device)[1]
+
+    def keys(self, structures: Sequence[StructureLike | InputStructure]) -> list[str]:
+        """Return the keys that the results of these structures will have, in their order.
+
+        With :meth:`fieldflows.store.ResultsCollection.existing` this tells what is still to be computed.
+        """
+        _, info = ModelReference.resolve(self.model, self.dtype, self.device)
+        hessian_info = None
+        if self.hessian_model is not None:
+            hessian_info = ModelReference.resolve(self.hessian_model, self.dtype, self.device)[1]
+        bound = DielectricProperty(self.settings).bind(info, hessian_info)
+        extra = extra_settings(self.relax)
+        return [result_key(bound, _subject(item)["structure"], info, hessian_info, extra) for item in structures]
 
     def _shared(self) -> dict[str, Any]:
         model, info = ModelReference.resolve(self.model, self.dtype, self.device)

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fieldflows import __version__
@@ -93,7 +94,7 @@ def evaluate_chunk(
     bound = prop.bind(model.info, None if hessian_model is None else hessian_model.info)
     if relax is not None:
         (hessian_model or model).info.require(("energy", "forces"), "relaxation")
-    extra: dict[str, Any] = {} if relax is None else {"relax": relax.model_dump(mode="json")}
+    extra = extra_settings(relax)
     outcome = ChunkOutcome()
     report = _REPORT.get() or (lambda _: None)
     tap = _HessianTap(hessian_model or model) if keep_hessians else None
@@ -154,12 +155,17 @@ def evaluate_chunk(
             hessian_model,
             extra_settings=extra,
             max_batch_structures=batch,
-            on_result=lambda position, item, part=part: take(part, position, item),
+            on_result=partial(take, part),
         )
     outcome.documents = [document for document in order.values() if document is not None]
     if tap is not None:
         outcome.hessians = tap.by_key(outcome.documents)
     return outcome
+
+
+def extra_settings(relax: RelaxSettings | None) -> dict[str, Any]:
+    """Return what besides the property's own settings decides a result, in JSON types."""
+    return {} if relax is None else {"relax": relax.model_dump(mode="json")}
 
 
 def _relaxed(subject: PropertyInput, model: FieldModel, relax: RelaxSettings | None) -> PropertyInput:

@@ -44,7 +44,7 @@ class ModelReference(MSONable):
         info = load_model(text, dtype=dtype, device=device).info
         return cls(text, info.sha256, dtype, device), info
 
-    def load(self) -> FieldModel:
+    def open(self) -> FieldModel:
         """Return the model, loaded once per process.
 
         Raises:

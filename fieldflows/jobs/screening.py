@@ -80,7 +80,7 @@ def screen_chunk(
         keep_hessians: Put the Hessians into the additional store ``data``.
     """
     outcome = _run(subjects, model, hessian_model, settings, relax, recompute, keep_hessians)
-    separate = None if hessian_model is None else model_card(hessian_model.load())
+    separate = None if hessian_model is None else model_card(hessian_model.open())
     return ScreeningDocument(
         results=tuple(outcome.documents),  # type: ignore[arg-type]
         failures=tuple(outcome.failures),
@@ -89,7 +89,7 @@ def screen_chunk(
         n_computed=outcome.n_computed,
         n_reused=outcome.n_reused,
         n_duplicates=outcome.n_duplicates,
-        model=model_card(model.load()),
+        model=model_card(model.open()),
         hessian_model=separate,
         code_version=__version__,
     )
@@ -107,8 +107,8 @@ def _run(
     return evaluate_chunk(
         DielectricProperty(DielectricSettings(**dict(settings or {}))),
         [PropertyInput(**dict(subject)) for subject in subjects],
-        model.load(),
-        None if hessian_model is None else hessian_model.load(),
+        model.open(),
+        None if hessian_model is None else hessian_model.open(),
         results=_results(),
         relax=None if relax is None else RelaxSettings(**dict(relax)),
         recompute=recompute,

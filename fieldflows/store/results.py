@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fieldflows.errors import StoreError
@@ -93,20 +94,20 @@ class ResultsCollection:
 
     def fetch(self, keys: Sequence[str]) -> list[dict[str, Any]]:
         """Return the stored documents of those of the keys that there are."""
-        self._index()
-        found: list[dict[str, Any]] = []
-        for start in range(0, len(keys), _BATCH):
-            wanted = {"key": {"$in": list(keys[start : start + _BATCH])}}
-            found.extend(self._patiently(lambda wanted=wanted: list(self.store.query(wanted))))
-        return found
+        return self._among(keys, None)
 
     def existing(self, keys: Sequence[str]) -> set[str]:
         """Return those of the keys that are stored already."""
+        return {document["key"] for document in self._among(keys, ["key"])}
+
+    def _among(self, keys: Sequence[str], properties: list[str] | None) -> list[dict[str, Any]]:
+        def portion(wanted: list[str]) -> list[dict[str, Any]]:
+            return list(self.store.query({"key": {"$in": wanted}}, properties))
+
         self._index()
-        found: set[str] = set()
+        found: list[dict[str, Any]] = []
         for start in range(0, len(keys), _BATCH):
-            wanted = {"key": {"$in": list(keys[start : start + _BATCH])}}
-            found.update(self._patiently(lambda wanted=wanted: [d["key"] for d in self.store.query(wanted, ["key"])]))
+            found += self._patiently(partial(portion, list(keys[start : start + _BATCH])))
         return found
 
     def get(self, key: str) -> dict[str, Any] | None:

@@ -58,6 +58,14 @@ def describe_store(spec: str | Path | None = None) -> str:
     return f"{hide_password(place)} ({reason})"
 
 
+def is_new(spec: str | Path | None = None) -> bool:
+    """Return whether :func:`get_store` would create the file of the store; nothing is opened or created."""
+    docs = _choose(spec)[0].docs_store
+    if not isinstance(docs, SQLiteStore) or Path(docs.path).exists():
+        return False
+    return Path(docs.path).parent.is_dir() or Path(docs.path) == embedded_path().absolute()
+
+
 def embedded_path() -> Path:
     """Return the file of the embedded store: ``store.db`` in the user's data folder for fieldflows.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,8 @@ class SQLiteStore(Store):
         Raises:
             StoreError: If a document lacks a key field, or the file cannot be written.
         """
-        fields = [key or self.key] if isinstance(key or self.key, str) else list(key or self.key)
+        chosen = key or self.key
+        fields = [chosen] if isinstance(chosen, str) else list(chosen)
         documents = [docs] if isinstance(docs, Mapping) else list(docs)
         rows = [(self._identity(document, fields), encoding.encode(dict(document))) for document in documents]
         if not rows:
@@ -306,5 +308,5 @@ def _sorted(documents: list[dict[str, Any]], sort: dict[str, Sort | int]) -> lis
 
     for field, direction in reversed(list(sort.items())):
         sign = direction.value if isinstance(direction, Sort) else int(direction)
-        documents.sort(key=lambda document, field=field: resolve_sort_key(field, document), reverse=sign < 0)
+        documents.sort(key=partial(resolve_sort_key, field), reverse=sign < 0)
     return documents

@@ -110,7 +110,9 @@ def test_nothing_readable_is_an_error(cli) -> None:
         (["--model", "broken.safetensors"], "broken.safetensors"),
         (["--model", "toy", "--hessian-model", "nothing"], "No model 'nothing'"),
         (["--model", "toy", "--store", "no/such/folder/s.db"], "does not exist"),
+        (["--model", "toy", "--store", "no/such/folder/s.db", "--dry-run"], "does not exist"),
         (["--model", "toy", "--store", "three.extxyz"], "not a store of fieldflows"),
+        (["--model", "toy", "--store", "/proc/s.db"], "no permission"),
         (["--model", "toy", "--band-gap", "-1"], "band-gap"),
         (["--model", "toy", "--dtype", "float16"], "dtype must be float32 or float64"),
     ],
@@ -134,6 +136,20 @@ def test_a_dry_run_stores_nothing(cli, crystals: Path) -> None:
     facts = json.loads(cli("screen", crystals, "--model", "toy", "--store", "s.db", "--dry-run", "--json").out)
     assert (facts["structures"], facts["atoms"], facts["jobs"], facts["unreadable"]) == (3, 6, 1, 0)
     assert not Path("s.db").exists()
+
+
+def test_a_dry_run_tells_what_is_stored_and_what_cannot_be(cli, crystals: Path) -> None:
+    assert cli("screen", crystals, "--model", "toy", "--store", "s.db").code == 0
+    fermium = bulk("MgO", "rocksalt", 4.21)
+    fermium.numbers[0] = 100
+    write("fermium.extxyz", fermium, format="extxyz")
+    words = ("screen", crystals, "fermium.extxyz", "--model", "toy", "--store", "s.db", "--dry-run")
+    answer = cli(*words)
+    assert answer.code == 0
+    assert answer.out.count("stored already") == 3
+    assert "does not know Fm" in answer.out
+    assert json.loads(cli(*words, "--json").out)["stored"] == 3
+    assert json.loads(cli(*words, "--json", "--relax").out)["stored"] == 0
 
 
 def test_a_second_run_reuses_and_says_so(cli, crystals: Path) -> None:

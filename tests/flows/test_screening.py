@@ -87,6 +87,16 @@ def test_a_rerun_adds_nothing(store: JobStore) -> None:
     assert sorted(doc["key"] for doc in ResultsCollection.of(store).query()) == before
 
 
+def test_keys_are_known_before_anything_is_computed(store: JobStore) -> None:
+    maker = DielectricMaker(model="toy", relax=RelaxSettings(max_steps=2))
+    keys = maker.keys([MGO, NACL])
+    results = ResultsCollection.of(store)
+    assert results.existing(keys) == set()
+    run(maker.make([MGO]), store)
+    assert results.existing(keys) == {keys[0]}
+    assert DielectricMaker(model="toy").keys([MGO]) != keys[:1]
+
+
 def test_hessians_go_to_the_store_for_large_arrays(store: JobStore) -> None:
     flow = DielectricMaker(model="toy", keep_hessians=True).make([MGO])
     run(flow, store)

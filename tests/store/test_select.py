@@ -13,7 +13,7 @@ from jobflow import JobStore
 from maggma.stores import MemoryStore, MongoStore
 
 from fieldflows.errors import StoreError
-from fieldflows.store import ResultsCollection, SQLiteStore, describe_store, embedded_path, get_store
+from fieldflows.store import ResultsCollection, SQLiteStore, describe_store, embedded_path, get_store, is_new
 from fieldflows.store.results import hide_password
 from fieldflows.store.select import job_store_from_spec
 
@@ -123,6 +123,21 @@ def test_what_cannot_be_a_store_is_said(
     (tmp_path / "unknown.yaml").write_text("docs_store:\n  type: FancyStore\n")
     with pytest.raises(StoreError, match=reason):
         get_store(spec)
+
+
+def test_an_embedded_store_that_cannot_be_made_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/nowhere")
+    with pytest.raises(StoreError, match="Name another store with --store FILE or FIELDFLOWS_STORE"):
+        get_store()
+
+
+def test_new_or_not(tmp_path: Path) -> None:
+    assert is_new()
+    assert is_new(tmp_path / "s.db")
+    assert not is_new(tmp_path / "no" / "s.db")
+    get_store(tmp_path / "s.db")
+    assert not is_new(tmp_path / "s.db")
+    assert not is_new("mongodb://127.0.0.1:1/x")
 
 
 def test_a_missing_store_is_not_created_for_reading(tmp_path: Path) -> None:

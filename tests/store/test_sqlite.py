@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import mongomock_ng
@@ -303,6 +303,56 @@ def test_round_trips_and_named_in_a_jobflow_configuration(tmp_path: Path, monkey
     assert configured.docs_store.journal_mode == "delete"
     configured.connect()
     assert configured.count() == 1
+
+
+def test_a_chain_of_jobs_passes_outputs_through_the_store(tmp_path: Path) -> None:
+    from jobflow import Flow, JobStore, Response, job, run_locally
+
+    @job
+    def start_value() -> dict:
+        return {"x": [1, 2, 3]}
+
+    @job(data="large")
+    def double(values: list) -> dict:
+        return {"small": 1, "large": [2 * value for value in values]}
+
+    @job
+    def spawn(values: list):
+        return Response(replace=double(values))
+
+    first = start_value()
+    second = spawn(first.output["x"])
+    third = double(second.output["large"])
+    store = JobStore(SQLiteStore(tmp_path / "s.db"), additional_stores={"data": SQLiteStore(tmp_path / "s.db", "data")})
+    run_locally(Flow([first, second, third]), store=store, log=False, ensure_success=True)
+    assert store.get_output(third.uuid, load=True) == {"small": 1, "large": [4, 8, 12]}
+    assert store.get_output(third.uuid)["large"]["store"] == "data"
+    assert store.count() == 4
+    names = {label["name"].rsplit(".", 1)[-1]: len(docs) for label, docs in store.groupby("name")}
+    assert names == {"start_value": 1, "spawn": 1, "double": 2}
+    store.remove_docs({"uuid": third.uuid})
+    assert store.count({"uuid": third.uuid}) == 0
+    assert store.additional_stores["data"].count({"job_uuid": third.uuid}) == 0
+
+
+def test_a_builder_of_maggma_runs_incrementally(tmp_path: Path) -> None:
+    from maggma.builders.map_builder import MapBuilder
+
+    class Halve(MapBuilder):
+        def unary_function(self, item: dict) -> dict:
+            return {"half": item["n"] / 2}
+
+    source = SQLiteStore(tmp_path / "s.db", "source", key="k")
+    target = SQLiteStore(tmp_path / "s.db", "target", key="k")
+    source.update([{"k": str(i), "n": i, "last_updated": datetime(2026, 1, 1)} for i in range(3)])
+    Halve(source, target, retry_failed=True).run()
+    assert sorted(doc["half"] for doc in target.query()) == [0, 0.5, 1]
+    source.update({"k": "2", "n": 10, "last_updated": datetime.now() + timedelta(days=1)})
+    before = {doc["k"]: doc["_bt"] for doc in target.query()}
+    Halve(source, target).run()
+    after = {doc["k"]: doc["_bt"] for doc in target.query()}
+    assert [k for k in "012" if after[k] != before[k]] == ["2"]
+    assert target.query_one({"k": "2"})["half"] == 5
 
 
 # --- several processes, and death ------------------------------------------------------------------------------------
