@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.duplicates import find_duplicates
-from fieldflows.datasets.extxyz import RawFrame, file_sha256, read_extxyz, write_extxyz
+from fieldflows.datasets.encoding import dataset_digest, from_raw, to_raw
+from fieldflows.datasets.extxyz import file_sha256, read_extxyz, write_extxyz
 from fieldflows.datasets.filters import clean
-from fieldflows.datasets.frame import LABEL_SHAPES, LabeledFrame, label_shape
+from fieldflows.datasets.frame import LabeledFrame
 from fieldflows.datasets.source import Source, SourceData, expand_path
 from fieldflows.datasets.splits import SPLITS, split_blocks, split_of_formula
 from fieldflows.datasets.statistics import count, label_statistics
@@ -37,9 +35,6 @@ from fieldflows.schemas.dataset import (
 
 FRAMES_NAME = "frames.extxyz"
 MANIFEST_NAME = "manifest.json"
-_PREFIX = "label_"
-_EXTRA = "extra_"
-_INTEGERS = frozenset({"search_id", "path_index"})
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all)."""
@@ -103,7 +98,7 @@ class Dataset:
 
     def _write(self, directory: Path) -> None:
         with (directory / FRAMES_NAME).open("w", encoding="utf-8") as handle:
-            write_extxyz(handle, map(_to_raw, self.frames))
+            write_extxyz(handle, map(to_raw, self.frames))
             handle.flush()
             os.fsync(handle.fileno())
         with (directory / MANIFEST_NAME).open("w", encoding="utf-8") as handle:
@@ -120,7 +115,7 @@ class Dataset:
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
-        frames = [_from_raw(raw) for raw in read_extxyz(directory / FRAMES_NAME)] if manifest.n_frames else []
+        frames = [from_raw(raw) for raw in read_extxyz(directory / FRAMES_NAME)] if manifest.n_frames else []
         digest = dataset_digest(frames)
         if digest != manifest.digest:
             raise DataError(
@@ -193,76 +188,6 @@ def _replace(partial: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside.parent, ignore_errors=True)
-
-
-def _to_raw(frame: LabeledFrame) -> RawFrame:
-    info: dict[str, Any] = {
-        "material": frame.material,
-        "source": frame.source,
-        "source_index": frame.source_index,
-        "split": frame.split or "",
-        "flags": ",".join(frame.flags),
-    }
-    arrays = {}
-    for name, value in sorted(frame.labels.items()):
-        if LABEL_SHAPES[name][:1] == ("n",):
-            arrays[_PREFIX + name] = value.reshape(len(frame), -1)
-        else:
-            info[_PREFIX + name] = float(value) if value.ndim == 0 else value.ravel()
-    for name, item in sorted(frame.extra.items()):
-        info[_EXTRA + name] = item
-    atoms = frame.atoms
-    return RawFrame(atoms.numbers, atoms.positions, np.array(atoms.cell[:]), atoms.pbc, info, arrays)
-
-
-def _from_raw(raw: RawFrame) -> LabeledFrame:
-    labels: dict[str, NDArray[np.float64]] = {}
-    for key, value in (raw.info | raw.arrays).items():
-        if key.startswith(_PREFIX):
-            name = key.removeprefix(_PREFIX)
-            labels[name] = np.asarray(value, dtype=float).reshape(label_shape(name, len(raw)))
-    extra: dict[str, Any] = {}
-    for key, value in raw.info.items():
-        if key.startswith(_EXTRA):
-            name = key.removeprefix(_EXTRA)
-            if isinstance(value, np.ndarray) and value.size == 9:
-                value = value.reshape(3, 3)
-            extra[name] = int(value) if name in _INTEGERS else value
-    return LabeledFrame(
-        atoms=raw.atoms(),
-        labels=labels,
-        material=str(raw.info["material"]),
-        source=str(raw.info["source"]),
-        source_index=int(raw.info["source_index"]),
-        split=str(raw.info["split"]) or None,
-        flags=tuple(str(raw.info["flags"]).split(",")) if raw.info["flags"] else (),
-        extra=extra,
-    )
-
-
-def dataset_digest(frames: Sequence[LabeledFrame]) -> str:
-    """Return the SHA-256 of the canonical content: crystals, labels, materials, origins, subsets, flags, extras.
-
-    Floats enter as little-endian float64; the time of the build and the path of the files do not enter.
-    """
-    total = hashlib.sha256(f"fieldflows dataset {DATASET_SCHEMA_VERSION}".encode())
-    for frame in frames:
-        atoms = frame.atoms
-        text = [frame.material, frame.source, str(frame.source_index), frame.split or "", ",".join(frame.flags)]
-        total.update("\x1f".join(text).encode() + b"\x1e")
-        total.update(np.asarray(atoms.numbers, dtype="<i8").tobytes())
-        for array in (atoms.positions, np.array(atoms.cell[:])):
-            total.update(_canonical(array))
-        for name in sorted(frame.labels):
-            total.update(name.encode() + b"\x1e" + _canonical(frame.labels[name]))
-        for name, value in sorted(frame.extra.items()):
-            content = value.encode() if isinstance(value, str) else _canonical(np.asarray(value, dtype=float))
-            total.update(name.encode() + b"\x1e" + content)
-    return total.hexdigest()
-
-
-def _canonical(array: NDArray[np.float64]) -> bytes:
-    return (np.asarray(array, dtype="<f8") + 0.0).tobytes()  # −0.0 becomes 0.0
 
 
 def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Dataset:

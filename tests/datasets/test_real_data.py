@@ -184,3 +184,24 @@ def test_trajectories(data_folder, name, frames, median):
         "energy", "forces", "stress", "polarization", "born_effective_charges", "polarizability",
     }  # fmt: skip
     assert any("slope 1.0" in note for note in manifest.sources[0].notes)
+
+
+def test_saved_answers_of_the_materials_project(data_folder, audit):
+    source = {"type": "mp_dielectric", "path": str(data_folder / "mp_api_fixture.json.xz")}
+    dataset = build_dataset(DatasetConfig.from_dict({"name": "mp", "sources": [source]}))
+    assert len(dataset) + len(dataset.manifest.rejects) + len(dataset.manifest.duplicates) == 140
+    raws = {
+        f"{raw.info['src_file']}:{int(raw.info['src_index'])}": raw
+        for name in ("valid", "test")
+        for raw in read_extxyz(data_folder / f"dielectric_{name}_dev.extxyz.xz")
+    }
+    with lzma.open(data_folder / "mp_api_fixture.json.xz") as handle:
+        summaries = json.load(handle)["GET /materials/summary/"]["data"]
+    origin = {summary["material_id"]: summary["_fixture_source"] for summary in summaries}
+    errors = []
+    for frame in dataset.frames:
+        raw = raws[origin[frame.extra["material_id"]]]
+        chi = 4 * np.pi * raw.info["REF_polarisability"].reshape(3, 3)
+        errors.append(np.abs(frame.labels["polarizability"] / EPS0 - chi).max())
+    assert np.median(errors) < 1e-3
+    assert max(errors) < 0.2  # what symmetrizing removes
