@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialize_tensors
 
+from fieldflows.backends.mace_field.basis import adopt_coupling_basis
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig, build_network
 from fieldflows.errors import CheckpointError, SettingsError
 from fieldflows.observables import OBSERVABLES
@@ -28,6 +30,7 @@ FORMAT = "fieldflows-mace-field"
 FORMAT_VERSION = 1
 _ENTRY = "fieldflows"
 _SPARSE = ("::positions", "::values")
+_LARGEST_TABLE = 100_000_000
 
 
 class CheckpointMetadata(BaseModel):
@@ -131,12 +134,10 @@ def load_checkpoint(
     path = Path(path)
     metadata, tensors, sha256 = _read(path)
     for name, shape in metadata.sparse_shapes.items():
-        positions, values = (tensors.pop(name + suffix) for suffix in _SPARSE)
-        full = torch.zeros(shape, dtype=values.dtype).reshape(-1)
-        full[positions.long()] = values
-        tensors[name] = full.reshape(shape)
+        tensors[name] = _dense(path, name, shape, *(tensors.pop(name + suffix, None) for suffix in _SPARSE))
     stored = tensors["node_embedding.linear.weight"].dtype if "node_embedding.linear.weight" in tensors else None
     network = build_network(metadata.network, dtype=dtype or stored or torch.float64, seed=0)
+    adopt_coupling_basis(network, tensors)
     expected = network.state_dict()
     missing, extra = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
     wrong = [k for k in expected if k in tensors and tensors[k].shape != expected[k].shape]
@@ -192,6 +193,28 @@ def _read(path: Path) -> tuple[CheckpointMetadata, dict[str, torch.Tensor], str]
             "Copy it again from its source.",
         )
     return metadata, tensors, hashlib.sha256(data).hexdigest()
+
+
+def _dense(
+    path: Path, name: str, shape: list[int], positions: torch.Tensor | None, values: torch.Tensor | None
+) -> torch.Tensor:
+    """Return a tensor from its nonzero entries, after checking that they describe one."""
+    size = math.prod(shape)
+    if (
+        positions is None
+        or values is None
+        or positions.shape != values.shape
+        or not 0 < size <= _LARGEST_TABLE
+        or min(shape) < 1
+        or (positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < size)
+    ):
+        raise CheckpointError(
+            f"{path} describes {name} of shape {shape} by entries that do not fit.",
+            "It was written by another version or altered; convert it again from the original.",
+        )
+    full = torch.zeros(size, dtype=values.dtype)
+    full[positions.long()] = values
+    return full.reshape(shape)
 
 
 def _header(path: Path, data: bytes) -> dict[str, Any]:

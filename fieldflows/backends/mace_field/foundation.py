@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fieldflows.backends.mace_field._mace import ScaleShiftMACE, contained_imports, gate_dict, module_construction, o3
+from fieldflows.backends.mace_field.basis import adopt_coupling_basis
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, load_checkpoint
 from fieldflows.backends.mace_field.graphs import build_graph
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig, build_network, check_backbone
@@ -19,6 +20,12 @@ Initialization = Literal["random", "zero"]
 
 ENERGY_LABELS = ("energy", "forces", "stress")
 """Labels that the public foundation models were trained on."""
+
+DERIVED_FLAGS = ("_zeroed",)
+"""Endings of state names that say which coupling tables vanish; pickles of older releases of mace lack them."""
+
+UNREAD_STATE = ("pair_repulsion_fn.r_max", "pair_repulsion_fn.cutoff.")
+"""State that pickles of older releases carry and no forward pass reads (see ACEsuit/mace#816)."""
 
 
 def network_config(module: torch.nn.Module) -> NetworkConfig:
@@ -43,7 +50,10 @@ def network_config(module: torch.nn.Module) -> NetworkConfig:
         )
     with contained_imports():
         from mace.tools.scripts_utils import extract_config_mace_model
-    found = extract_config_mace_model(module)
+    try:
+        found = extract_config_mace_model(module)
+    except AttributeError as error:  # it knows Bessel functions only, for one
+        raise BackboneError(f"The architecture of the backbone cannot be read: {error}.") from error
     gate = next((name for name, function in gate_dict.items() if function is found["gate"]), "silu")
     hidden = o3.Irreps(found["hidden_irreps"])
     last = o3.Irreps(str(module.products[-1].linear.irreps_out))
@@ -218,14 +228,19 @@ def _inherit(
     seed: int,
 ) -> MACEFieldNetwork:
     network = build_network(config, dtype=dtype, seed=seed)
+    adopt_coupling_basis(network, weights)
     own = network.state_dict()
     wrong = [k for k, v in weights.items() if k in own and own[k].shape != v.shape and own[k].numel() == v.numel()]
     result = network.load_state_dict(
         {k: v.reshape(own[k].shape) if k in wrong else v for k, v in weights.items()}, strict=False
     )
     allowed = ("field_feats.", "field_linear.", "element_polarizability")
-    missing = [key for key in result.missing_keys if not key.startswith(allowed)]
-    unexpected = [key for key in result.unexpected_keys if own.get(key) is None and weights[key].numel()]
+    missing = [key for key in result.missing_keys if not key.startswith(allowed) and not key.endswith(DERIVED_FLAGS)]
+    unexpected = [
+        key
+        for key in result.unexpected_keys
+        if own.get(key) is None and weights[key].numel() and not key.startswith(UNREAD_STATE)
+    ]
     if missing or unexpected:
         raise BackboneError(
             f"The weights do not fit the architecture read from the backbone: missing {missing[:3]}, "

@@ -121,6 +121,8 @@ class NetworkConfig(BaseModel):
             num_elements=len(self.atomic_numbers),
             atomic_inter_scale=self.scale,
             atomic_inter_shift=self.shift,
+            # a new network must not depend on whether cuequivariance is installed (see basis.py)
+            use_reduced_cg=False,
         )
         return values
 
