@@ -1,4 +1,4 @@
-"""``fieldflows dataset``: build labelled datasets and look into them."""
+"""``fieldflows dataset``: build labeled datasets and look into them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_ROWS = 40
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    group = typer.Typer(help="Build and inspect labelled datasets.", no_args_is_help=True)
+    group = typer.Typer(help="Build and inspect labeled datasets.")
     group.command("build")(build)
     group.command("inspect")(inspect)
     app.add_typer(group, name="dataset")

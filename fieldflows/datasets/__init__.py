@@ -1,1 +1,1 @@
-"""From foreign labelled files to one cleaned dataset in internal units."""
+"""From foreign labeled files to one cleaned dataset in internal units."""

@@ -33,7 +33,7 @@ class ChargeCheck:
     """How well Born charges predict changes of polarization.
 
     Attributes:
-        slope: Of labelled ΔP against predicted ΔP, through the origin.
+        slope: Of labeled ΔP against predicted ΔP, through the origin.
         error: RMS of the difference, in µC/cm².
         error_transposed: The same with every Z* transposed.
         size: RMS of the predicted ΔP, in µC/cm².
@@ -67,11 +67,11 @@ def check_charges(frames: Sequence[LabeledFrame]) -> ChargeCheck | None:
     Args:
         frames: In the order of the trajectory, all of the same atoms and cell.
     """
-    labelled = [f for f in frames if {"polarization", "born_effective_charges"} <= f.labels.keys()]
-    labelled = [f for f in labelled if all(np.isfinite(value).all() for value in f.labels.values())]
+    labeled = [f for f in frames if {"polarization", "born_effective_charges"} <= f.labels.keys()]
+    labeled = [f for f in labeled if all(np.isfinite(value).all() for value in f.labels.values())]
     pairs = [
         (a, b)
-        for a, b in pairwise(labelled)
+        for a, b in pairwise(labeled)
         if len(a) == len(b)
         and (a.atoms.numbers == b.atoms.numbers).all()
         and np.allclose(a.atoms.cell[:], b.atoms.cell[:], atol=1e-6)

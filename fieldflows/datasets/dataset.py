@@ -1,4 +1,4 @@
-"""A labelled dataset: frames, manifest, digest; built from a configuration, saved to and loaded from a folder."""
+"""A labeled dataset: frames, manifest, digest; built from a configuration, saved to and loaded from a folder."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ __all__ = ["Dataset", "LabeledFrame", "build_dataset", "dataset_digest"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled frames that passed the cleaning, each in one subset.
+    """Labeled frames that passed the cleaning, each in one subset.
 
     Attributes:
         frames: All frames, in the order of the sources.

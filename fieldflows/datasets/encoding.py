@@ -1,4 +1,4 @@
-"""How a labelled frame is written, read back, and hashed."""
+"""How a labeled frame is written, read back, and hashed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One labelled crystal, in internal units."""
+"""One labeled crystal, in internal units."""
 
 from __future__ import annotations
 

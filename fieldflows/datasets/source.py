@@ -84,7 +84,7 @@ class Source(BaseModel):
 
     @abstractmethod
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames of a file.
+        """Return the labeled frames of a file.
 
         Args:
             path: The file, expanded.
@@ -185,7 +185,7 @@ def frame_index(raw: RawFrame) -> int:
 
 
 def make_frame(source: Source, raw: RawFrame, labels: dict[str, Any], **extra: Any) -> LabeledFrame:
-    """Return a labelled frame; ``src_file`` and ``src_index`` of the file are kept as its origin."""
+    """Return a labeled frame; ``src_file`` and ``src_index`` of the file are kept as its origin."""
     index = frame_index(raw)
     if "src_file" in raw.info:
         extra["origin"] = f"{raw.info['src_file']}:{index}"

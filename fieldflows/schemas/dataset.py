@@ -1,4 +1,4 @@
-"""The manifest of a labelled dataset: what is in it, where it came from, what was converted and what was thrown out."""
+"""The manifest of a labeled dataset: what is in it, where it came from, what was converted and what was thrown out."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def paper_text(k: int, f: np.ndarray, shift: float = 0.0, **info) -> str:
     return extxyz_text(c, keys | info, charges_key="")
 
 
-def test_paper_frames_are_matched_and_relabelled(tmp_path):
+def test_paper_frames_are_matched_and_relabeled(tmp_path):
     f = fractions((0.5, 0.0, 0.0))
     write(tmp_path / "paths.extxyz", path_text(f))
     text = paper_text(9, f[9]) + paper_text(4, f[4] + [0, 0, 1])  # the second on another branch

@@ -1,1 +1,1 @@
-"""One file per source of labelled crystals; each declares the conventions of its labels."""
+"""One file per source of labeled crystals; each declares the conventions of its labels."""

@@ -39,7 +39,7 @@ class BaTiO3MD(Source):
     reference: str = "Falletta et al., Nat. Commun. 16, 4031 (2025) (Allegro-pol)"
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames.
+        """Return the labeled frames.
 
         Raises:
             DataError: If the file cannot be read.

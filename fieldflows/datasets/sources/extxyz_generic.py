@@ -66,7 +66,7 @@ class ExtxyzGeneric(Source):
         return self.is_trajectory
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames.
+        """Return the labeled frames.
 
         Raises:
             DataError: If the file cannot be read, a declared key is missing, or a field is declared.
@@ -75,11 +75,11 @@ class ExtxyzGeneric(Source):
         return self.convert(list(islice(read_extxyz(path), self.limit)))
 
     def from_atoms(self, frames: Sequence[Atoms]) -> SourceData:
-        """Return the labelled frames of crystals read by ASE; keys that ASE moved into a calculator are found."""
+        """Return the labeled frames of crystals read by ASE; keys that ASE moved into a calculator are found."""
         return self.convert([raw_from_atoms(atoms, index) for index, atoms in enumerate(frames)])
 
     def convert(self, raws: Sequence[RawFrame]) -> SourceData:
-        """Return the labelled frames of raw ones."""
+        """Return the labeled frames of raw ones."""
         rules = {}
         for observable, declaration in self.labels.items():
             keys = [declaration.key] if declaration.key else [find_key(raw, observable) for raw in raws]

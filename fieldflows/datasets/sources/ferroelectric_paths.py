@@ -53,7 +53,7 @@ class FerroelectricPaths(Source):
         return PathLimits(self.reject_second_difference, self.flag_step, self.flag_small, self.flag_offset)
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames of all paths that are whole and on one branch.
+        """Return the labeled frames of all paths that are whole and on one branch.
 
         Raises:
             DataError: If the file cannot be read.

@@ -40,7 +40,7 @@ class MPDielectric(Source):
     reference: str = "Jain et al., APL Mater. 1, 011002 (2013); Petousis et al., Sci. Data 4, 160134 (2017)"
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames of all documents whose structure is at hand.
+        """Return the labeled frames of all documents whose structure is at hand.
 
         Raises:
             DataError: If the file cannot be read or has no such answers.

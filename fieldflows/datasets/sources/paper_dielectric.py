@@ -38,7 +38,7 @@ class PaperDielectric(Source):
     )
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames.
+        """Return the labeled frames.
 
         Raises:
             DataError: If the file cannot be read.

@@ -45,7 +45,7 @@ class PaperFerroelectric(Source):
     reference: str = "Martin et al., PRX Intelligence 1, 013006 (2026); Smidt et al., Sci. Data 7, 72 (2020)"
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
-        """Return the labelled frames that match a published path.
+        """Return the labeled frames that match a published path.
 
         Raises:
             DataError: If one of the files cannot be read.
