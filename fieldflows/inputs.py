@@ -63,7 +63,9 @@ class _Raw:
     facts: Mapping[str, Any]
 
 
-def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], list[FailureDocument]]:
+def read_structures(
+    paths: Iterable[str | Path], progress: Callable[[int], None] | None = None
+) -> tuple[list[InputStructure], list[FailureDocument]]:
     """Return the crystals of all files, and a record of each that could not be read.
 
     Known: CIF (also several in one file), POSCAR and CONTCAR, extended XYZ with many frames, JSON and JSON lines of
@@ -73,6 +75,7 @@ def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], 
 
     Args:
         paths: The files.
+        progress: Called with the number of files read so far, after each.
 
     Example:
         >>> structures, failures = read_structures(["no-such-file.cif"])
@@ -81,7 +84,7 @@ def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], 
     """
     structures: list[InputStructure] = []
     failures: list[FailureDocument] = []
-    for path in paths:
+    for number, path in enumerate(paths, start=1):
         source = str(path)
         count, first = 0, len(structures)
         try:
@@ -92,6 +95,8 @@ def read_structures(paths: Iterable[str | Path]) -> tuple[list[InputStructure], 
         except Exception as error:  # one bad file among many must not stop the others
             failures.append(_failure(error, source, count))
         structures[first:] = [replace(item, n_in_file=max(count, 1)) for item in structures[first:]]
+        if progress is not None:
+            progress(number)
     return structures, failures
 
 

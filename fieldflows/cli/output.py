@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+MAX_ROWS = 200
+"""Rows of a table unless more are asked for."""
+
 PIPE_WIDTH = 200
 """Width of tables that do not go to a terminal, so that nothing is cut."""
 

@@ -57,7 +57,15 @@ def query(
         str | None, typer.Option("--sort", metavar="FIELD", help="Sort by a field, largest first.", show_default=False)
     ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Sort smallest first.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=0, help="Largest number of results; 0 for all.")] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit",
+            min=0,
+            help="Largest number of results; 0 for all. A table stops at 200 by itself.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to standard output instead of a table.")] = False,
     columns: Annotated[
@@ -84,7 +92,7 @@ def query(
     job_store = get_store(store, must_exist=True)
     try:
         results = ResultsCollection.of(job_store)
-        documents = list(results.query(criteria, limit=0 if order else limit))
+        documents = list(results.query(criteria, limit=0 if order else limit or 0))
         total = results.count()
     finally:
         job_store.close()
@@ -97,7 +105,11 @@ def query(
     else:
         console = output.console()
         if documents:
-            console.print(output.result_table(documents, f"{len(documents)} of {total} results"))
+            title = f"{len(documents)} of {total} results"
+            if limit is None and len(documents) > output.MAX_ROWS:
+                title += f" (the first {output.MAX_ROWS} are shown; --limit 0 shows all)"
+                documents = documents[: output.MAX_ROWS]
+            console.print(output.result_table(documents, title))
         else:
             console.print(f"None of {total} results fits.")
 

@@ -16,9 +16,15 @@ from fieldflows.errors import InputError, SettingsError
 
 if TYPE_CHECKING:
     from fieldflows.backends.base import ModelInfo
+    from fieldflows.store import require_jobflow
+
+    require_jobflow()
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.inputs import InputStructure
     from fieldflows.schemas.failure import FailureDocument
+
+MANY_FILES = 50
+"""From how many files on a progress bar is shown while they are read."""
 
 EXIT_SOME_FAILED, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -62,6 +68,9 @@ def screen(
     Results that are stored already are not computed again.  Exit code 0: all done; 1: some structures failed, the
     others are done; 2: nothing was done; 130: interrupted, what was finished is stored.
     """
+    from fieldflows.store import require_jobflow
+
+    require_jobflow()
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.inputs import read_structures
     from fieldflows.jobs.relax import RelaxSettings
@@ -79,7 +88,8 @@ def screen(
         recompute=recompute,
     )
     card = maker.check()
-    structures, failures = read_structures(files)
+    with _progress("reading", len(files), shown=len(files) >= MANY_FILES) as advance:
+        structures, failures = read_structures(files, advance)
     if band_gap is not None:
         structures = [replace(item, band_gap=band_gap) for item in structures]
     if dry_run:
@@ -113,7 +123,7 @@ def _run(
     finished: list[Any] = []
     done = 0
     try:
-        with _progress(len(structures)) as advance, warnings.catch_warnings():
+        with _progress("screening", len(structures)) as advance, warnings.catch_warnings():
             warnings.simplefilter("ignore")
 
             def report(item: Any) -> None:
@@ -154,7 +164,10 @@ def _show(documents: list[dict[str, Any]], failures: Sequence[FailureDocument], 
         return
     console = output.console()
     if documents:
-        console.print(output.result_table(documents, "Dielectric response"))
+        title = "Dielectric response"
+        if len(documents) > output.MAX_ROWS:
+            title += f" (the first {output.MAX_ROWS} of {len(documents)}; `fieldflows query` finds the others)"
+        console.print(output.result_table(documents[: output.MAX_ROWS], title))
     if records:
         console.print(output.failure_table(records))
 
@@ -214,7 +227,7 @@ def _already_stored(keys: Sequence[str], store: str | None) -> list[bool]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Any]:
+def _progress(word: str, total: int, shown: bool = True) -> Iterator[Any]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -225,13 +238,13 @@ def _progress(total: int) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("screening"),
+        TextColumn(word),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=output.console(error=True)) as bar:
+    with Progress(*columns, console=output.console(error=True), disable=not shown) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.update(task, completed=done)

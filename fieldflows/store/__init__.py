@@ -7,7 +7,16 @@ flat document per computed structure, which is what people query.
 from __future__ import annotations
 
 from fieldflows.store.results import ResultsCollection, publish
-from fieldflows.store.select import describe_store, embedded_path, get_store, is_new
+from fieldflows.store.select import describe_store, embedded_path, get_store, is_new, require_jobflow
 from fieldflows.store.sqlite import SQLiteStore
 
-__all__ = ["ResultsCollection", "SQLiteStore", "describe_store", "embedded_path", "get_store", "is_new", "publish"]
+__all__ = [
+    "ResultsCollection",
+    "SQLiteStore",
+    "describe_store",
+    "embedded_path",
+    "get_store",
+    "is_new",
+    "publish",
+    "require_jobflow",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -32,7 +31,7 @@ def get_store(spec: str | Path | None = None, must_exist: bool = False) -> JobSt
     """Return the JobStore for results, opened.
 
     The first of these that is given decides: ``spec``; the environment variable ``FIELDFLOWS_STORE``; a JOB_STORE
-    that the user configured for jobflow (``JOBFLOW_JOB_STORE``, the file that ``JOBFLOW_CONFIG_FILE`` names, or
+    that the user configured for jobflow (in the file that ``JOBFLOW_CONFIG_FILE`` names, or in
     ``~/.jobflow.yaml``); the embedded file of :func:`embedded_path`.  A ``launchpad.yaml`` plays no part.
 
     Args:
@@ -43,6 +42,7 @@ def get_store(spec: str | Path | None = None, must_exist: bool = False) -> JobSt
     Raises:
         StoreError: If the store cannot be opened, or its description cannot be read.
     """
+    require_jobflow()
     store = _choose(spec)[0]
     docs = store.docs_store
     if must_exist and isinstance(docs, SQLiteStore) and not Path(docs.path).exists():
@@ -56,6 +56,30 @@ def describe_store(spec: str | Path | None = None) -> str:
     store, reason = _choose(spec)
     place = store.docs_store.path if isinstance(store.docs_store, SQLiteStore) else store.docs_store.name
     return f"{hide_password(place)} ({reason})"
+
+
+def require_jobflow() -> None:
+    """Import jobflow, which reads its configuration on import, and say clearly if that cannot be read.
+
+    Short names such as ``type: SQLiteStore`` are understood there once this module is loaded.
+
+    Raises:
+        StoreError: If the configuration is wrong.
+    """
+    try:
+        import jobflow  # noqa: F401
+    except ImportError:
+        raise
+    except Exception as error:  # whatever jobflow and its libraries raise for a wrong file
+        place = os.environ.get("JOBFLOW_CONFIG_FILE") or "~/.jobflow.yaml"
+        variables = ", ".join(sorted(name for name in os.environ if name.startswith("JOBFLOW_")))
+        first = " ".join(str(error).split())[:200]
+        raise StoreError(
+            f"jobflow cannot read its configuration ({variables or place}): {type(error).__name__} {first}.",
+            "jobflow does not understand JOBFLOW_JOB_STORE; name a file in JOBFLOW_CONFIG_FILE instead."
+            if "JOBFLOW_JOB_STORE" in os.environ
+            else "Correct it, or move it away; see docs/guides/stores.md.",
+        ) from error
 
 
 def is_new(spec: str | Path | None = None) -> bool:
@@ -215,15 +239,6 @@ def _from_text(text: str) -> JobStore:
 
 
 def _from_jobflow() -> tuple[JobStore, str] | None:
-    value = os.environ.get("JOBFLOW_JOB_STORE")
-    if value:
-        origin = "JOBFLOW_JOB_STORE"
-        if value.lstrip().startswith("{"):
-            try:
-                return job_store_from_spec(json.loads(value), origin), f"from {origin}"
-            except json.JSONDecodeError as error:
-                raise StoreError(f"{origin} is no valid JSON: {error}.") from error
-        return job_store_from_spec(_load(Path(value).expanduser()), value), f"from {origin}"
     named = os.environ.get("JOBFLOW_CONFIG_FILE")
     path = Path(named or "~/.jobflow.yaml").expanduser()
     if not path.is_file() or path.stat().st_size == 0:

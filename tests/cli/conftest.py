@@ -65,14 +65,14 @@ def save(path: Path, *frames: Atoms) -> Path:
 def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start the command line as a process of its own."""
 
-    def start(*words: object, **options) -> subprocess.Popen[str]:
+    def start(*words: object, env: dict[str, str] | None = None, **options) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", "from fieldflows.cli.main import run; run()", *map(str, words)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "home" / "data"), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "home" / "data"), "OMP_NUM_THREADS": "1", **(env or {})},
             **options,
         )
 

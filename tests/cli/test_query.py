@@ -49,6 +49,15 @@ def test_csv_sort_and_limit(filled) -> None:
     assert two.split() == ["formula_pretty", "GaAs", "NaCl"]
 
 
+def test_long_tables_stop_by_themselves(filled, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fieldflows.cli.output.MAX_ROWS", 2)
+    answer = filled("--sort", "n")
+    assert "3 of 3 results (the first 2 are shown; --limit 0 shows all)" in answer.out
+    assert "GaAs" not in answer.out
+    assert "GaAs" in filled("--sort", "n", "--limit", "0").out
+    assert filled("--csv").out.count("\n") == 4
+
+
 def test_mongo_filter(filled) -> None:
     assert "1 of 3" in filled('{"n": {"$gt": 1.7}}').out
 

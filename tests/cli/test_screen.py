@@ -174,6 +174,33 @@ def test_options_reach_the_documents(cli, crystals: Path) -> None:
     assert {doc["provenance"]["hessian_model"]["name"] for doc in separate} == {"toy"}
 
 
+@pytest.mark.parametrize(
+    ("content", "code", "text"),
+    [
+        ("JOB_STORE: [", 2, "jobflow cannot read its configuration (JOBFLOW_CONFIG_FILE)"),
+        ("JOB_STORE: 3", 2, "jobflow cannot read its configuration"),
+        ("JOB_STORE:\n  docs_store:\n    type: SQLiteStore\n    path: named.db\n", 0, "named.db"),
+    ],
+)
+def test_the_configuration_of_jobflow(
+    tmp_path: Path, crystals: Path, launch, content: str, code: int, text: str
+) -> None:
+    (tmp_path / "jobflow.yaml").write_text(content)
+    process = launch("screen", crystals, "--model", "toy", env={"JOBFLOW_CONFIG_FILE": str(tmp_path / "jobflow.yaml")})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert text in err
+    assert "Traceback" not in err
+    assert len(list(tmp_path.glob("named.db"))) == (code == 0)
+
+
+def test_a_variable_that_jobflow_does_not_understand(crystals: Path, launch) -> None:
+    process = launch("screen", crystals, "--model", "toy", env={"JOBFLOW_JOB_STORE": "store.yaml"})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "name a file in JOBFLOW_CONFIG_FILE instead" in err
+
+
 def test_an_all_metal_crystal_is_flagged(cli) -> None:
     write("alloy.extxyz", bulk("NiAl", "cesiumchloride", 2.89), format="extxyz")
     answer = cli("screen", "alloy.extxyz", "--model", "toy", "--store", "s.db", "--json")

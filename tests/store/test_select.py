@@ -52,10 +52,12 @@ def test_precedence(tmp_path: Path, clean_home: Path, monkeypatch: pytest.Monkey
     assert place(get_store()) == "home.db"
     monkeypatch.setenv("JOBFLOW_CONFIG_FILE", str(configuration(tmp_path / "other.yaml", "config.db")))
     assert place(get_store()) == "config.db"
-    full = tmp_path / "full.json"
-    full.write_text(json.dumps(JobStore(SQLiteStore(tmp_path / "variable.db")).as_dict()))
-    monkeypatch.setenv("JOBFLOW_JOB_STORE", str(full))
-    assert place(get_store()) == "variable.db"
+    full = tmp_path / "full.yaml"
+    full.write_text(json.dumps({"JOB_STORE": JobStore(SQLiteStore(tmp_path / "full.db")).as_dict()}))
+    monkeypatch.setenv("JOBFLOW_CONFIG_FILE", str(full))
+    assert place(get_store()) == "full.db"
+    full.write_text(json.dumps({"JOB_STORE": str(configuration_of_store(tmp_path))}))
+    assert place(get_store()) == "described.db"
     monkeypatch.setenv("FIELDFLOWS_STORE", str(tmp_path / "ours.db"))
     assert place(get_store()) == "ours.db"
     assert "FIELDFLOWS_STORE" in describe_store()
