@@ -86,6 +86,12 @@ class ModelSection(Section):
         description="Whether each element gets its own isotropic polarizability, fitted to the training labels at the "
         "start (non-negative least squares) and trained.",
     )
+    element_similarity: float | None = Field(
+        None,
+        gt=0,
+        description="Correlate the first weights of chemically similar elements: length of the kernel relative to half "
+        "the root mean square distance between elements (1 is a good value); None: independent weights.",
+    )
     atomic_energies: Literal["least squares", "zero"] = Field(
         "least squares",
         description="Atomic baselines: least squares over the energies of the training frames, or zero. Zero is also "
@@ -173,6 +179,12 @@ class OptimizerSection(Section):
     weight_decay: float = Field(
         5e-7, ge=0, description="Decay of the weights of the interaction and product blocks; others do not decay."
     )
+    element_sharing: float = Field(
+        0.0,
+        ge=0,
+        description="Strength with which weights are drawn to those of chemically similar elements in each step, "
+        "relative to the learning rate; needs model.element_similarity.",
+    )
     warm_up_steps: int = Field(50, ge=0, description="Steps over which the learning rate rises linearly from zero.")
     schedule: Literal["cosine", "plateau", "constant"] = Field("cosine", description="Course of the learning rate.")
     final_fraction: float = Field(
@@ -238,6 +250,8 @@ class TrainingConfig(Section):
     def _consistent(self) -> TrainingConfig:
         if self.optimizer.schedule == "cosine" and self.optimizer.sized_by == "minutes" and not self.run.max_minutes:
             raise ValueError("optimizer.sized_by: minutes needs run.max_minutes")
+        if self.optimizer.element_sharing > 0 and self.model.element_similarity is None:
+            raise ValueError("optimizer.element_sharing needs model.element_similarity")
         return self
 
     @classmethod
@@ -302,6 +316,10 @@ class TrainingConfig(Section):
         data = self.model_dump(mode="json", exclude={"dataset"})
         for key in ("max_minutes", "threads", "device", "checkpoint_steps", "checkpoint_seconds", "patience"):
             data["run"].pop(key)
+        # options that came later do not count as long as they are off, so that older runs can still be resumed
+        for section, key in (("model", "element_similarity"), ("optimizer", "element_sharing")):
+            if not data[section][key]:
+                data[section].pop(key)
         if self.optimizer.schedule != "cosine" or self.optimizer.sized_by == "minutes":
             data["run"].pop("epochs")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ import torch
 from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.errors import SettingsError, TrainingError
+from fieldflows.training.chemistry import Sharing
 from fieldflows.training.config import TrainingConfig
 from fieldflows.training.data import Batch, make_batch
 from fieldflows.training.ema import MovingAverage, copy_into
@@ -158,6 +159,8 @@ class Trainer:
         self.parameters = setup.parameters
         self.optimizer = make_optimizer(self.parameters, config.optimizer)
         self.schedule = Schedule(config.optimizer)
+        strength, similarity = config.optimizer.element_sharing, config.model.element_similarity
+        self.sharing = Sharing(self.network, strength, similarity) if strength and similarity else None
         self.average = MovingAverage(self.parameters, config.run.ema_decay) if config.run.ema_decay else None
         run = config.run
         self.limits = BatchLimits(run.batch_structures, run.batch_atoms, run.batch_edges)
@@ -227,6 +230,8 @@ class Trainer:
         if not torch.isfinite(norm):
             raise self._diverged(batch, "gradient")
         self.optimizer.step()
+        if self.sharing is not None:
+            self.sharing.apply(rate)
         state.step += 1
         state.batch += 1
         state.learning_rate = rate

@@ -11,6 +11,7 @@ import torch
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig, build_network
 from fieldflows.datasets.source import expand_path
 from fieldflows.errors import SettingsError, TrainingError, suggestion
+from fieldflows.training.chemistry import correlate
 from fieldflows.training.config import ModelSection, TrainingConfig
 from fieldflows.training.data import (
     Frame,
@@ -143,6 +144,8 @@ def make_network(
     else:
         network = build_network(_architecture(settings, train, everything), dtype=dtype, seed=config.run.seed)
         provenance = {"backbone": None}
+        if settings.element_similarity is not None:
+            correlate(network, settings.element_similarity)
     if network.config.element_polarizability and settings.backbone is None:
         with torch.no_grad():
             start = fit_element_polarizability(train, network.config.atomic_numbers)

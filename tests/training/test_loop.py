@@ -257,6 +257,7 @@ def test_a_loss_that_is_not_finite_names_the_frame_and_keeps_the_state(dataset, 
     frames[3] = broken.with_(labels={**broken.labels, "polarizability": huge})
     spoiled = type(dataset)(frames)
     config = tiny_config(
+        model={"element_polarizability": False},
         run={"dtype": "float32", "epochs": 2, "batch_structures": 1, "checkpoint_steps": 1},
         loss={"terms": {"polarizability": {"kind": "mse"}}},
     )
@@ -281,10 +282,15 @@ def test_max_minutes_ends_in_order_and_more_minutes_go_on(dataset, tmp_path):
 
 
 def test_patience_stops_a_run_that_does_not_improve(dataset, tmp_path):
-    config = tiny_config(run={"epochs": 50, "patience": 2, "ema_decay": None}, optimizer={"learning_rate": 1e-12})
+    """With a step so large that the weights are thrown away, the first evaluation stays the best."""
+    config = tiny_config(
+        run={"epochs": 12, "patience": 2, "ema_decay": None},
+        optimizer={"learning_rate": 3.0, "schedule": "constant", "warm_up_steps": 6},
+    )
     result = train(config, tmp_path, dataset=dataset)
     assert result.status == "patience"
-    assert result.epochs < 50
+    assert result.best["waited"] == 2
+    assert result.epochs == result.best["epoch"] + 2 < 12
 
 
 def test_only_labels_that_frames_have_are_trained(dataset, tmp_path):
