@@ -88,6 +88,18 @@ def import_model(
     out: Annotated[
         Path | None, typer.Option("--out", help="Where to write; next to the file by default.", show_default=False)
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="A,B,...",
+            help="Observables that it was trained on; energy,forces,stress for a plain MACE.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model; that of the file by default.", show_default=False)
+    ] = None,
 ) -> None:
     """Convert a pickled model into a checkpoint that is safe to load."""
     from fieldflows.errors import CheckpointError
@@ -96,7 +108,8 @@ def import_model(
         raise CheckpointError(f"There is no file {file}.")
     from fieldflows.backends.mace_field.pickles import import_pickle
 
-    target, sha256 = import_pickle(file, out, trust=trust_pickle)
+    names = [word.strip() for word in labels.split(",")] if labels else None
+    target, sha256 = import_pickle(file, out, trust=trust_pickle, labels=names, name=name)
     typer.echo(f"Wrote {target}\nsha256 {sha256}")
 
 
