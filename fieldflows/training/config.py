@@ -84,7 +84,10 @@ class ModelSection(Section):
     element_polarizability: bool = Field(
         True,
         description="Whether each element gets its own isotropic polarizability, fitted to the training labels at the "
-        "start (non-negative least squares) and trained.",
+        "start (robust non-negative least squares).",
+    )
+    train_element_polarizability: bool = Field(
+        False, description="Whether these are trained on; fixed, they keep what is far from the training data sane."
     )
     element_similarity: float | None = Field(
         None,

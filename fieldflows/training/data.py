@@ -13,6 +13,7 @@ from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate
 from fieldflows.errors import LabelError, SettingsError, TrainingError
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.sampler import FrameCost
+from fieldflows.units import EPSILON_VACUUM
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -159,25 +160,30 @@ def fit_atomic_energies(frames: Sequence[LabeledFrame], atomic_numbers: Sequence
 
 
 def fit_element_polarizability(frames: Sequence[LabeledFrame], atomic_numbers: Sequence[int]) -> list[float]:
-    """Return polarizabilities a(Z) ≥ 0 in e Å² V⁻¹ with Σ_κ a(Z_κ) ≈ Ω tr α/3, by non-negative least squares.
+    """Return polarizabilities a(Z) ≥ 0 in e Å² V⁻¹ that give the best sum of elements, by robust least squares.
 
-    Each frame is divided by its number of atoms, so that all of them count the same.  Elements without labels get
-    the median of the others; all are zero where no frame has a polarizability.
+    Minimized is Σ_f |χ_f − Σ_κ a(Z_κ)/(Ω_f ε_vac)| / (1 + χ_f) with χ = tr(ε∞ − I)/3, by iteratively reweighted
+    non-negative least squares, and with a pull of each element towards the common value.  Relative and absolute
+    deviations rather than squares, because few crystals with a small gap would else decide over all the others.
+    Elements without labels get the common value; all are zero where no frame has a polarizability.
     """
     from scipy.optimize import nnls
 
     labeled = [frame for frame in frames if "polarizability" in frame.labels]
     if not labeled:
         return [0.0] * len(atomic_numbers)
-    matrix = composition_matrix(labeled, atomic_numbers)
-    sizes = matrix.sum(axis=1)
-    target = np.array([frame.atoms.get_volume() * np.trace(frame.labels["polarizability"]) / 3 for frame in labeled])
-    # a faint pull towards one common value keeps elements that occur once from taking everything
-    common = float(target.sum() / sizes.sum())
-    pull = 0.1
-    rows = np.vstack([matrix / sizes[:, None], pull * np.eye(len(atomic_numbers))])
-    right = np.concatenate([target / sizes, np.full(len(atomic_numbers), pull * common)])
-    solution, _ = nnls(rows, right)
+    volumes = np.array([frame.atoms.get_volume() for frame in labeled])
+    counts = composition_matrix(labeled, atomic_numbers)
+    rows = counts / (volumes * EPSILON_VACUUM)[:, None]
+    chi = np.array([np.trace(frame.labels["polarizability"]) / 3 for frame in labeled]) / EPSILON_VACUUM
+    common = max(float(np.median(chi / rows.sum(axis=1))), 0.0)
+    pull = np.eye(len(atomic_numbers))
+    solution = np.full(len(atomic_numbers), common)
+    for _ in range(40):
+        deviation = np.abs(rows @ solution - chi)
+        weight = np.sqrt(1 / (np.maximum(deviation, 0.05) * (1 + np.maximum(chi, 0))))
+        stacked = np.vstack([rows * weight[:, None], pull])
+        solution, _ = nnls(stacked, np.concatenate([chi * weight, common * pull.sum(axis=1)]))
     return [float(value) for value in solution]
 
 

@@ -150,6 +150,7 @@ def make_network(
         with torch.no_grad():
             start = fit_element_polarizability(train, network.config.atomic_numbers)
             network.element_polarizability.copy_(torch.tensor(start, dtype=dtype))
+        network.element_polarizability.requires_grad_(settings.train_element_polarizability)
     return network, provenance
 
 
