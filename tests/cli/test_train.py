@@ -1,0 +1,74 @@
+"""`fieldflows train` and `fieldflows evaluate` from start to end, with the mistakes that people make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.flows.test_training_maker import folder  # noqa: F401  (a fixture)
+
+
+def call(*words: str) -> int:
+    from fieldflows.cli.main import run
+
+    with pytest.raises(SystemExit) as caught:
+        run([str(word) for word in words])
+    return int(caught.value.code or 0)
+
+
+def test_train_then_evaluate(folder: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    assert call("train", folder / "train.yaml", "--dry-run", "--out", out) == 0
+    assert "Would start" in capsys.readouterr().out
+    assert not out.exists()
+
+    assert call("train", folder / "train.yaml", "--out", out) == 0
+    shown = capsys.readouterr().out
+    assert "Mean absolute errors" in shown
+    assert "ended by: epochs" in shown
+    assert (out / "learning_curves.png").is_file()
+
+    assert call("train", folder / "train.yaml", "--out", out) == 0
+    assert "Going on at epoch 2" in capsys.readouterr().out
+
+    report = tmp_path / "report"
+    code = call(
+        "evaluate", out / "model.safetensors", folder / "data.yaml", "--split", "all", "--json", "--out", report
+    )
+    assert code == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["frames"] == 7
+    assert document["metrics"]["born_charge_diagonal"]["unit"] == "e"
+    assert json.loads((report / "metrics.json").read_text())["model_sha256"] == document["model_sha256"]
+    assert (report / "parity_refractive_index.png").is_file()
+
+    assert call("evaluate", out / "model.safetensors", folder / "data.yaml", "--split", "train") == 0
+    assert "MAE of medians" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("train", "none.yaml"), "Cannot read"),
+        (("train", "{folder}/train.yaml", "--max-minutes", "-1"), "must be positive"),
+        (("train", "{folder}/data.yaml"), "unknown key"),
+        (("evaluate", "none.safetensors", "{folder}/data.yaml"), "No model"),
+        (("evaluate", "toy", "{folder}/nothing"), "holds no dataset"),
+        (("evaluate", "toy", "{folder}/data.yaml", "--split", "tests"), "Did you mean 'test'"),
+        (("evaluate", "toy", "{folder}/data.yaml", "--split", "all", "--label", "force"), "Did you mean 'forces'"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(folder: Path, tmp_path, monkeypatch, capsys, words, found) -> None:  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    assert call(*(word.format(folder=folder) for word in words)) == 2
+    error = capsys.readouterr().err
+    assert found in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_an_unwritable_run_directory(folder: Path, tmp_path, capsys) -> None:  # noqa: F811
+    (tmp_path / "file").write_text("")
+    assert call("train", folder / "train.yaml", "--out", tmp_path / "file") == 2
+    assert "Cannot use" in capsys.readouterr().err
