@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -172,8 +173,17 @@ def publish(job_store: JobStore, criteria: dict[str, Any] | None = None) -> int:
     for row in job_store.query({"metadata.task": "dielectric", **(criteria or {})}, properties=["output"]):
         output = row.get("output") or {}
         documents = output.get("results", [output] if output.get("key") else [])
-        count += results.put([DielectricDocument.from_json_dict(document) for document in documents])
+        count += results.put([DielectricDocument.from_json_dict(_with_zone(document)) for document in documents])
     return count
+
+
+def _with_zone(value: Any) -> Any:
+    """Return a document whose dates say that they are in UTC, which MongoDB leaves out."""
+    if isinstance(value, dict):
+        return {key: _with_zone(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_zone(item) for item in value]
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
 def hide_password(uri: str) -> str:

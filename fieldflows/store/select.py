@@ -121,8 +121,7 @@ def sqlite_job_store(path: str | Path) -> JobStore:
 def mongo_job_store(uri: str) -> JobStore:
     """Return a JobStore in a MongoDB: collections ``outputs`` and ``results``, large arrays in GridFS."""
     from jobflow import JobStore
-    from maggma.stores import MongoURIStore
-    from maggma.stores.gridfs import GridFSURIStore
+    from maggma.stores import GridFSStore, MongoStore
     from pymongo import uri_parser
     from pymongo.errors import PyMongoError
 
@@ -136,13 +135,14 @@ def mongo_job_store(uri: str) -> JobStore:
         ) from error
     settings: dict[str, Any] = {
         "database": database,
+        "uri": uri,
         "mongoclient_kwargs": {"serverSelectionTimeoutMS": MONGO_TIMEOUT_MS},
     }
     return JobStore(
-        MongoURIStore(uri, collection_name="outputs", **settings),
+        MongoStore(collection_name="outputs", **settings),
         additional_stores={
-            DATA_COLLECTION: GridFSURIStore(uri, collection_name=DATA_COLLECTION, **settings),
-            RESULTS_COLLECTION: MongoURIStore(uri, collection_name=RESULTS_COLLECTION, **settings),
+            DATA_COLLECTION: GridFSStore(collection_name=DATA_COLLECTION, **settings),
+            RESULTS_COLLECTION: MongoStore(collection_name=RESULTS_COLLECTION, key="key", **settings),
         },
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import mongomock_ng
@@ -278,54 +277,3 @@ def test_a_store_without_room_for_results_is_said() -> None:
     for docs in (ConcatStore([MemoryStore()]), JSONStore(["x.json"], read_only=False)):
         with pytest.raises(StoreError, match="additional store"):
             ResultsCollection.of(JobStore(docs))
-
-
-# --- a real server --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mongod(tmp_path: Path):
-    """Address of a real MongoDB: the one that is named, or one started for the test."""
-    import os
-    import socket
-    import subprocess
-
-    named = os.environ.get("FIELDFLOWS_TEST_MONGODB_URI")
-    if named:
-        yield named
-        return
-    program = shutil.which("mongod")
-    if program is None:
-        pytest.skip("no mongod on the PATH and no FIELDFLOWS_TEST_MONGODB_URI")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (tmp_path / "db").mkdir()
-    process = subprocess.Popen(
-        [program, "--dbpath", str(tmp_path / "db"), "--port", str(port), "--bind_ip", "127.0.0.1"],
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        yield f"mongodb://127.0.0.1:{port}/fieldflows_test"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-@pytest.mark.mongod
-def test_screening_into_a_real_server(mongod: str) -> None:
-    from ase.build import bulk
-    from jobflow import run_locally
-
-    from fieldflows.flows.screening import DielectricMaker
-
-    store = get_store(mongod)
-    try:
-        flow = DielectricMaker(model="toy", keep_hessians=True).make([bulk("MgO", "rocksalt", 4.21)])
-        run_locally(flow, store=store, log=False, ensure_success=True, raise_immediately=True)
-        found = list(ResultsCollection.of(store).query({"n": {"$gt": 1.5}}))
-        assert [doc["formula_pretty"] for doc in found] == ["MgO"]
-        loaded = store.query_one({"uuid": flow.jobs[0].uuid}, load=True)
-        assert len(loaded["output"]["hessians"][0]["hessian"]) == 6
-    finally:
-        store.docs_store._collection.database.client.drop_database(store.docs_store.database)
