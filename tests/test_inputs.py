@@ -157,6 +157,19 @@ def test_bad_files_are_named_with_the_reason(tmp_path: Path, name: str) -> None:
     assert reason in only_failure(path)
 
 
+def test_lengths_in_bohr_are_noticed(tmp_path: Path) -> None:
+    wide = MGO.copy()
+    wide.set_cell(wide.cell[:] / 0.529177, scale_atoms=True)
+    apart = Atoms("Cs", cell=[12.0] * 3, pbc=True)
+    argon = bulk("Ar", "fcc", 5.3)
+    path = tmp_path / "units.extxyz"
+    path.write_text(extxyz(wide, apart, argon, bulk("TlF", "cesiumchloride", 3.5)))
+    structures, failures = read_structures([path])
+    assert [item.structure.composition.reduced_formula for item in structures] == ["Ar", "TlF"]
+    assert all("not bohr" in item.message for item in failures)
+    assert "3.98 Å apart" in failures[0].message
+
+
 def test_partial_occupancy_is_refused(tmp_path: Path) -> None:
     alloy = Structure(Lattice.cubic(4), [{"Ga": 0.5, "Al": 0.5}, "As"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     cif = tmp_path / "alloy.cif"
