@@ -78,7 +78,13 @@ def info(
 
 
 def import_model(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A pickled model of MACE or MACE-Field.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A pickled model of MACE or MACE-Field, or the name of a MACE foundation model to download.",
+        ),
+    ],
     trust_pickle: Annotated[
         bool,
         typer.Option(
@@ -100,16 +106,32 @@ def import_model(
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the model; that of the file by default.", show_default=False)
     ] = None,
+    field_blocks: Annotated[
+        str | None,
+        typer.Option(
+            "--field-blocks",
+            metavar="random|zero",
+            help="Add untrained field blocks to a plain MACE, to train them later; energies stay as they are.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert a pickled model into a checkpoint that is safe to load."""
-    from fieldflows.errors import CheckpointError
+    from fieldflows.errors import SettingsError
 
-    if not file.is_file():
-        raise CheckpointError(f"There is no file {file}.")
+    if field_blocks not in (None, "random", "zero"):
+        raise SettingsError(f"--field-blocks must be random or zero, found {field_blocks!r}.")
     from fieldflows.backends.mace_field.pickles import import_pickle
 
     names = [word.strip() for word in labels.split(",")] if labels else None
-    target, sha256 = import_pickle(file, out, trust=trust_pickle, labels=names, name=name)
+    target, sha256 = import_pickle(
+        source,
+        out,
+        trust=trust_pickle,
+        labels=names,
+        name=name,
+        field_blocks=field_blocks,  # type: ignore[arg-type]
+    )
     typer.echo(f"Wrote {target}\nsha256 {sha256}")
 
 

@@ -24,6 +24,7 @@ from fieldflows.training.setup import SPLITS, Setup
 from fieldflows.training.state import TrainingState
 
 if TYPE_CHECKING:
+    from fieldflows.training.data import Frame
     from fieldflows.training.loop import TrainingResult
 
 METRICS_NAME = "metrics.json"
@@ -97,6 +98,8 @@ def export_checkpoint(
         "configuration_digest": state.config_digest,
         "dataset_digest": state.dataset_digest,
         "frames": {split: len(frames) for split, frames in setup.frames.items()},
+        # what a later test set must not share with the training and selection frames
+        "formulas": {split: formulas(setup.frames[split]) for split in ("train", "valid")},
         "best": state.best,
         "steps": state.step,
         "seed": config.run.seed,
@@ -120,6 +123,13 @@ def export_checkpoint(
     finally:
         with torch.no_grad():
             energies.zero_()
+
+
+def formulas(frames: Sequence[Frame]) -> list[str]:
+    """Return the reduced formulas of some frames, each once, sorted."""
+    from pymatgen.core import Composition
+
+    return sorted({Composition(str(frame.atoms.symbols)).reduced_formula for frame in frames})
 
 
 def trained_labels(setup: Setup) -> tuple[str, ...]:

@@ -17,7 +17,14 @@ import torch
 
 from fieldflows.backends.mace_field._mace import ScaleShiftMACE, contained_imports
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, save_checkpoint
-from fieldflows.backends.mace_field.foundation import ENERGY_LABELS, describe, from_plain_mace
+from fieldflows.backends.mace_field.foundation import (
+    ENERGY_LABELS,
+    Initialization,
+    describe,
+    from_plain_mace,
+    load_backbone,
+    with_field,
+)
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
 from fieldflows.errors import BackboneError, CheckpointError, SettingsError, UntrustedPickleError
 from fieldflows.observables import check_observables
@@ -84,27 +91,42 @@ def convert(
 
 
 def import_pickle(
-    path: str | Path,
+    source: str | Path,
     out: str | Path | None = None,
     *,
     trust: bool = False,
     labels: Sequence[str] | None = None,
     name: str | None = None,
+    field_blocks: Initialization | None = None,
 ) -> tuple[Path, str]:
     """Convert a pickled model into a checkpoint; return the new file and its sha256.
 
     Args:
-        path: The pickle.
-        out: Where to write; next to it, with suffix ``.safetensors``, by default.
+        source: The pickle, or the name of a foundation model, which mace's own machinery then downloads.
+        out: Where to write; next to the pickle, or ``NAME.safetensors``, by default.
         trust: Say that its origin is trusted.
         labels: Observables that it was trained on (see :func:`convert`).
         name: Name of the model.
+        field_blocks: Add untrained field blocks to a plain MACE, ``"random"`` or ``"zero"`` (see
+            :func:`~fieldflows.backends.mace_field.foundation.with_field`); energies at zero field stay as they are.
 
     Raises:
-        As :func:`convert`.
+        CheckpointError: If there is neither such a file nor such a foundation model; and as :func:`convert`.
     """
-    network, metadata = convert(path, trust=trust, labels=labels, name=name)
-    target = Path(out) if out is not None else Path(path).with_suffix(".safetensors")
+    path = Path(source).expanduser()
+    if path.is_file():
+        network, metadata = convert(path, trust=trust, labels=labels, name=name)
+        default = path.with_suffix(".safetensors")
+    else:
+        network, metadata = load_backbone(source, trust_pickle=trust)
+        changes = {"name": name} if name else {}
+        if labels is not None:
+            changes["trained_labels"] = check_observables(labels)  # type: ignore[assignment]
+        metadata = metadata.model_copy(update=changes)
+        default = Path(f"{source}.safetensors")
+    if field_blocks is not None and not network.config.field_coupling:
+        network = with_field(network, initialization=field_blocks)
+    target = Path(out) if out is not None else default
     return target, save_checkpoint(target, network, metadata)
 
 
@@ -148,6 +170,11 @@ def _unpickle(path: Path) -> tuple[torch.nn.Module, bool]:
         raise CheckpointError(
             f"{path.name} holds a dictionary ({', '.join(map(str, list(module)[:4]))}), not a model.",
             "Give the exported .model file of mace, not a training checkpoint.",
+        )
+    if not isinstance(module, torch.nn.Module):
+        raise CheckpointError(
+            f"{path.name} holds an object of type {type(module).__name__}, not a model.",
+            "Give the exported .model file of mace.",
         )
     forked = isinstance(module, _ForkedModel)
     if forked:
