@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fieldflows.backends.mace_field.derivatives import respond
-from fieldflows.backends.mace_field.network import MACEFieldNetwork
+from fieldflows.backends.mace_field.derivatives import Enthalpy, respond
 from fieldflows.training.data import Frame, make_batch
 from fieldflows.training.losses import Loss
 from fieldflows.training.metrics import Predictions, split_predictions
@@ -19,7 +18,7 @@ class Interrupted(Exception):
 
 
 def predict(
-    network: MACEFieldNetwork,
+    network: Enthalpy,
     frames: Sequence[Frame],
     labels: Sequence[str],
     limits: BatchLimits,

@@ -10,16 +10,35 @@ interact, so that one vector-Jacobian product serves all of them.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Protocol
 
 import torch
 
 from fieldflows.backends.mace_field.graphs import Graph, volumes
-from fieldflows.backends.mace_field.network import MACEFieldNetwork
 from fieldflows.observables import ELECTRONIC_OBSERVABLES
 
 
+class Enthalpy(Protocol):
+    """The function F(R, 𝓔) of a batch: the network, or the fast engine on its weights."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is evaluated."""
+        ...
+
+    def __call__(
+        self,
+        graph: Graph,
+        positions: torch.Tensor | None = None,
+        strain: torch.Tensor | None = None,
+        field: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return interaction part and atomic baseline of F, each (g,) in eV."""
+        ...
+
+
 def respond(
-    network: MACEFieldNetwork,
+    network: Enthalpy,
     graph: Graph,
     observables: Collection[str],
     fields: torch.Tensor | None = None,
@@ -28,7 +47,7 @@ def respond(
     """Return observables of a batch, computing no derivative that nobody asked for.
 
     Args:
-        network: The network.
+        network: The network, or the fast engine.
         graph: A batch of g crystals with n atoms in all.
         observables: Names; ``hessian`` has a function of its own.
         fields: (g, 3) in V/Å; zero by default.
@@ -102,13 +121,13 @@ def respond(
     return _finish(results, create_graph)
 
 
-def hessian(network: MACEFieldNetwork, graph: Graph, fields: torch.Tensor | None = None) -> list[torch.Tensor]:
+def hessian(network: Enthalpy, graph: Graph, fields: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Return the Γ-point Hessian of every crystal of a batch, each (3n, 3n) in eV/Å², symmetrized.
 
     Row k of all crystals comes from one product: the Hessian of a batch is block diagonal.
 
     Args:
-        network: The network.
+        network: The network, or the fast engine.
         graph: A batch.
         fields: (g, 3) in V/Å; zero by default.
     """

@@ -11,6 +11,7 @@ C is formed once per set of weights, and only for the elements that occur.
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class SparseContraction:
         first = 0
         self.n_inputs = module.contractions[0].U_tensors(1).shape[-2]
         for number, contraction in enumerate(module.contractions):
-            accumulated: dict[tuple[int, Monomial], np.ndarray] = defaultdict(lambda: 0)  # type: ignore[arg-type]
+            accumulated: dict[tuple[int, Monomial], Any] = defaultdict(int)
             for order in range(1, contraction.correlation + 1):
                 table = contraction.U_tensors(order).detach().cpu().double().numpy()
                 if table.ndim == order + 1:
