@@ -21,7 +21,17 @@ _PUBLIC = {
     "FieldflowsError": "fieldflows.errors",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "DielectricMaker",
+    "FieldCalculator",
+    "FieldModel",
+    "FieldflowsError",
+    "ModelInfo",
+    "Response",
+    "TrainMaker",
+    "__version__",
+    "load_model",
+]
 
 if TYPE_CHECKING:
     from fieldflows.backends.base import FieldModel, ModelInfo, Response, load_model

@@ -1,6 +1,6 @@
 """What holds for every test: numerical libraries run on one thread.
 
-Several threads per process make tiny models slower, by a factor of ten and more when the machine is busy.  The variables
+Several threads per process make tiny models slower, by a factor of ten and more on a busy machine.  The variables
 must be set before torch and numpy load, hence not in a fixture.
 """
 

@@ -208,5 +208,9 @@ def _from_backbone(settings: ModelSection, dtype: torch.dtype, seed: int) -> tup
     network, metadata = load_backbone(path if path.is_file() else name, trust_pickle=settings.trust_pickle, dtype=dtype)
     if not network.config.field_coupling or settings.element_polarizability != network.config.element_polarizability:
         network = with_field(network, element_polarizability=settings.element_polarizability, seed=seed)
-    origin: dict[str, object] = {"name": metadata.name, "license": metadata.license, "content_sha256": metadata.content_sha256}
+    origin: dict[str, object] = {
+        "name": metadata.name,
+        "license": metadata.license,
+        "content_sha256": metadata.content_sha256,
+    }
     return network.train(), origin
