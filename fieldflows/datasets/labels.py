@@ -245,7 +245,8 @@ def convert(raw: RawFrame, key: str, convention: Convention) -> FloatArray | Non
     volume = abs(float(np.linalg.det(raw.cell)))
     with np.errstate(all="ignore"):
         try:
-            return np.ascontiguousarray(convention.convert(value, volume, raw.cell, n), dtype=float)
+            # not ascontiguousarray, which gives scalars an axis
+            return np.array(convention.convert(value, volume, raw.cell, n), dtype=float, order="C")
         except ValueError:
             shape = LABEL_SHAPES[convention.observable]
             raise LabelError(

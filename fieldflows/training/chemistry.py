@@ -69,6 +69,21 @@ def similarity(atomic_numbers: Sequence[int], length: float) -> FloatArray:
     return np.exp(-squared / (2 * max(mean, 1e-12) * (length / 2) ** 2))
 
 
+def similar_mean(atomic_numbers: Sequence[int], length: float) -> FloatArray:
+    """Return S, which maps values by element to the kernel means over the other elements; rows sum to 1.
+
+    An element that resembles no other one is mapped to itself.
+
+    Args:
+        atomic_numbers: The elements.
+        length: See :func:`similarity`.
+    """
+    kernel = similarity(atomic_numbers, length)
+    np.fill_diagonal(kernel, 0.0)
+    total = kernel.sum(axis=1, keepdims=True)
+    return np.where(total > 1e-6, kernel / np.maximum(total, 1e-12), np.eye(len(kernel)))
+
+
 def element_blocks(network: torch.nn.Module) -> Iterator[torch.Tensor]:
     """Yield views of all weights that exist once per element, the element first."""
     count = len(network.atomic_numbers)  # type: ignore[arg-type]
@@ -117,10 +132,7 @@ class Sharing:
     def __init__(self, network: torch.nn.Module, strength: float, length: float) -> None:
         self.network = network
         self.strength = strength
-        kernel = similarity(network.atomic_numbers.tolist(), length)  # type: ignore[union-attr,operator]
-        np.fill_diagonal(kernel, 0.0)
-        total = kernel.sum(axis=1, keepdims=True)
-        self.mean = np.where(total > 1e-6, kernel / np.maximum(total, 1e-12), np.eye(len(kernel)))
+        self.mean = similar_mean(network.atomic_numbers.tolist(), length)  # type: ignore[union-attr,operator]
 
     @torch.no_grad()
     def apply(self, learning_rate: float) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fieldflows.datasets.source import expand_path
 from fieldflows.errors import SettingsError, suggestion
-from fieldflows.observables import OBSERVABLES
+from fieldflows.observables import ENERGY_SURFACE_OBSERVABLES, OBSERVABLES
 
 TRAINABLE_LABELS: tuple[str, ...] = tuple(name for name in OBSERVABLES if name != "hessian")
 """Observables that can be trained on."""
@@ -223,6 +223,13 @@ class RunSection(Section):
         0.99, gt=0, lt=1, description="Decay of the moving average of the weights that is evaluated; None: no average."
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, of the order of frames and of random directions.")
+    position_noise: float = Field(
+        0.0,
+        ge=0,
+        description="Standard deviation of random displacements of the training frames, new in each step, with their "
+        "labels kept; smooths what is learned from few frames. Not for energies, forces and stresses.",
+        json_schema_extra={"unit": "Å"},
+    )
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the network.")
     device: str = Field("cpu", description="'cpu' or 'cuda'.")
     threads: int | None = Field(None, ge=1, description="Threads of torch; None leaves torch's own choice.")
@@ -255,6 +262,9 @@ class TrainingConfig(Section):
             raise ValueError("optimizer.sized_by: minutes needs run.max_minutes")
         if self.optimizer.element_sharing > 0 and self.model.element_similarity is None:
             raise ValueError("optimizer.element_sharing needs model.element_similarity")
+        surface = [key for key in self.loss.labels if key in ENERGY_SURFACE_OBSERVABLES]
+        if self.run.position_noise > 0 and surface:
+            raise ValueError(f"run.position_noise does not go with a loss of {', '.join(surface)}")
         return self
 
     @classmethod
@@ -320,7 +330,8 @@ class TrainingConfig(Section):
         for key in ("max_minutes", "threads", "device", "checkpoint_steps", "checkpoint_seconds", "patience"):
             data["run"].pop(key)
         # options that came later do not count as long as they are off, so that older runs can still be resumed
-        for section, key in (("model", "element_similarity"), ("optimizer", "element_sharing")):
+        later = (("model", "element_similarity"), ("optimizer", "element_sharing"), ("run", "position_noise"))
+        for section, key in later:
             if not data[section][key]:
                 data[section].pop(key)
         if self.optimizer.schedule != "cosine" or self.optimizer.sized_by == "minutes":

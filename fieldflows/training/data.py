@@ -12,6 +12,7 @@ import torch
 from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate
 from fieldflows.errors import LabelError, SettingsError, TrainingError
 from fieldflows.observables import OBSERVABLES
+from fieldflows.training.chemistry import similar_mean
 from fieldflows.training.sampler import FrameCost
 from fieldflows.units import EPSILON_VACUUM
 
@@ -162,10 +163,14 @@ def fit_atomic_energies(frames: Sequence[LabeledFrame], atomic_numbers: Sequence
 def fit_element_polarizability(frames: Sequence[LabeledFrame], atomic_numbers: Sequence[int]) -> list[float]:
     """Return polarizabilities a(Z) ≥ 0 in e Å² V⁻¹ that give the best sum of elements, by robust least squares.
 
-    Minimized is Σ_f |χ_f − Σ_κ a(Z_κ)/(Ω_f ε_vac)| / (1 + χ_f) with χ = tr(ε∞ − I)/3, by iteratively reweighted
-    non-negative least squares, and with a pull of each element towards the common value.  Relative and absolute
-    deviations rather than squares, because few crystals with a small gap would else decide over all the others.
-    Elements without labels get the common value; all are zero where no frame has a polarizability.
+    Minimized, by iteratively reweighted non-negative least squares, is
+
+        Σ_f |χ_f − Σ_κ a(Z_κ)/(Ω_f ε_vac)| / (1 + χ_f)^¼ + ½² Σ_Z (a_Z − ā)² + 2² Σ_Z (a_Z − Σ_Z' S_ZZ' a_Z')²
+
+    with χ = tr(ε∞ − I)/3, the common value ā and the mean S over chemically similar elements.  Deviations rather
+    than squares, because few crystals with a small gap would else decide over all the others; the pull towards
+    similar elements decides for elements that occur rarely or never.  All are zero where no frame has a
+    polarizability.
     """
     from scipy.optimize import nnls
 
@@ -173,17 +178,17 @@ def fit_element_polarizability(frames: Sequence[LabeledFrame], atomic_numbers: S
     if not labeled:
         return [0.0] * len(atomic_numbers)
     volumes = np.array([frame.atoms.get_volume() for frame in labeled])
-    counts = composition_matrix(labeled, atomic_numbers)
-    rows = counts / (volumes * EPSILON_VACUUM)[:, None]
+    rows = composition_matrix(labeled, atomic_numbers) / (volumes * EPSILON_VACUUM)[:, None]
     chi = np.array([np.trace(frame.labels["polarizability"]) / 3 for frame in labeled]) / EPSILON_VACUUM
     common = max(float(np.median(chi / rows.sum(axis=1))), 0.0)
-    pull = np.eye(len(atomic_numbers))
-    solution = np.full(len(atomic_numbers), common)
+    one = np.eye(len(atomic_numbers))
+    prior = np.vstack([0.5 * one, 2.0 * (one - similar_mean(atomic_numbers, 1.0))])
+    expected = np.concatenate([np.full(len(one), 0.5 * common), np.zeros(len(one))])
+    solution = np.full(len(one), common)
     for _ in range(40):
-        deviation = np.abs(rows @ solution - chi)
-        weight = np.sqrt(1 / (np.maximum(deviation, 0.05) * (1 + np.maximum(chi, 0))))
-        stacked = np.vstack([rows * weight[:, None], pull])
-        solution, _ = nnls(stacked, np.concatenate([chi * weight, common * pull.sum(axis=1)]))
+        deviation = np.maximum(np.abs(rows @ solution - chi), 0.05)
+        weight = np.sqrt(1 / (deviation * (1 + np.maximum(chi, 0.0)) ** 0.25))
+        solution, _ = nnls(np.vstack([rows * weight[:, None], prior]), np.concatenate([chi * weight, expected]))
     return [float(value) for value in solution]
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ from fieldflows.training.config import TrainingConfig
 from fieldflows.training.data import Batch, make_batch
 from fieldflows.training.ema import MovingAverage, copy_into
 from fieldflows.training.evaluation import Interrupted, predict
-from fieldflows.training.losses import directional_response, random_directions
+from fieldflows.training.losses import directional_response, displaced, random_directions
 from fieldflows.training.metrics import evaluate_metrics, summary
 from fieldflows.training.optimize import Schedule, make_optimizer, optimizer_tensors, restore_optimizer
 from fieldflows.training.sampler import BatchLimits, epoch_batches
@@ -216,6 +216,8 @@ class Trainer:
         run, state = self.config.run, self.state
         frames = [self.setup.frames["train"][i] for i in indices]
         batch = make_batch(frames, self.setup.labels, run.device)
+        if run.position_noise > 0:
+            batch = replace(batch, graph=displaced(batch.graph, run.position_noise, run.seed, state.step))
         rate = self.schedule.learning_rate(state.step, self._progress(n_batches))
         for group in self.optimizer.param_groups:
             group["lr"] = rate

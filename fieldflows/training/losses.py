@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fieldflows.backends.mace_field.graphs import volumes
+from fieldflows.backends.mace_field.graphs import Graph, volumes
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.config import Term
 from fieldflows.training.data import Batch
@@ -108,13 +108,28 @@ class Loss:
         return torch.stack(list(parts.values())).sum(), parts
 
 
+def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
+    """Return a generator that depends on seed, step and purpose alone."""
+    return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 7 + purpose) % (2**63))
+
+
+def displaced(graph: Graph, noise: float, seed: int, step: int) -> Graph:
+    """Return the graph with normally distributed displacements of a width in Å; edges stay those of the original."""
+    positions = graph["positions"]
+    random = torch.randn(positions.shape, generator=step_generator(seed, step, 1), dtype=torch.float64)
+    moved = positions + noise * random.to(positions)
+    sender, receiver = graph["edge_index"]
+    lengths = torch.linalg.vector_norm(moved[receiver] - moved[sender] + graph["shifts"], dim=1)
+    every = torch.arange(len(lengths), device=lengths.device)
+    return {**graph, "positions": moved, "distances": lengths, "distance_index": every}
+
+
 def random_directions(count: int, seed: int, step: int, like: torch.Tensor) -> torch.Tensor:
     """Return one random unit vector per frame, shape (count, 3), that depends on seed and step alone.
 
     The mean over directions of the mean square component of v·Z is that of Z: ⟨|v·Z|²/3⟩ = Σ_ij Z_ij²/9.
     """
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % (2**63))
-    vectors = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    vectors = torch.randn(count, 3, generator=step_generator(seed, step, 0), dtype=torch.float64)
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors.to(like)
 

@@ -44,6 +44,8 @@ def test_environment_variables_and_relative_paths(tmp_path, monkeypatch):
         ("dataset: {path: a}\nloss: {terms: {forces: {scale: -1}}}", "positive"),
         ("dataset: {path: a}\noptimizer: {learning_rate: -1}", "greater than 0"),
         ("dataset: {path: a}\noptimizer: {sized_by: minutes}", "max_minutes"),
+        ("dataset: {path: a}\noptimizer: {element_sharing: 1}", "element_similarity"),
+        ("dataset: {path: a}\nrun: {position_noise: 0.1}\nloss: {terms: {forces: {}}}", "does not go with"),
         ("dataset: {path: a}\nmodel: {architecture: {num_interactions: 1}}", "greater than or equal to 2"),
         ("dataset: [", "no YAML"),
         ("just text", "must be a mapping"),

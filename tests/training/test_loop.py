@@ -68,8 +68,15 @@ def outcome(directory: Path):
 VARIANTS = {
     "cosine": {},
     "plateau": {
-        "optimizer": {"schedule": "plateau", "plateau_patience": 1, "kind": "adam", "clip_norm": None},
-        "run": {"ema_decay": None, "dtype": "float32"},
+        "optimizer": {
+            "schedule": "plateau",
+            "plateau_patience": 1,
+            "kind": "adam",
+            "clip_norm": None,
+            "element_sharing": 0.5,
+        },
+        "model": {**tiny_config().model.model_dump(), "element_similarity": 1.0},
+        "run": {"ema_decay": None, "dtype": "float32", "position_noise": 0.02},
         "loss": {"directions": "random", "terms": {key: {"kind": "mse"} for key in ELECTRONIC}},
     },
 }

@@ -11,6 +11,7 @@ from fieldflows.training.data import make_batch, make_frames
 from fieldflows.training.losses import (
     Loss,
     directional_response,
+    displaced,
     fold_polarization,
     penalty,
     random_directions,
@@ -162,3 +163,16 @@ def test_random_directions_depend_on_seed_and_step_alone():
     torch.testing.assert_close(
         torch.einsum("gi,gj->ij", many, many) / len(many) * 3, torch.eye(3, dtype=torch.float64), atol=0.03, rtol=0
     )
+
+
+def test_displacements_depend_on_seed_and_step_and_leave_the_original(dataset):
+    network = teacher()
+    batch = make_batch(frames_of(dataset), LABELS)
+    before = batch.graph["positions"].clone()
+    moved = displaced(batch.graph, 0.05, seed=1, step=2)
+    assert torch.equal(batch.graph["positions"], before)
+    assert torch.equal(displaced(batch.graph, 0.05, 1, 2)["positions"], moved["positions"])
+    assert not torch.equal(displaced(batch.graph, 0.05, 1, 3)["positions"], moved["positions"])
+    torch.testing.assert_close(fastest(network)(moved)[0], network(moved)[0], atol=1e-10, rtol=1e-10)
+    widths = [displaced(batch.graph, 0.05, 0, step)["positions"] - before for step in range(300)]
+    assert float(torch.stack(widths).std()) == pytest.approx(0.05, rel=0.03)
