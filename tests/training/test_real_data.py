@@ -1,0 +1,62 @@
+"""The shared label files through dataset, setup and a few steps; skipped where they are not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fieldflows.datasets.config import DatasetConfig
+from fieldflows.datasets.dataset import build_dataset
+from fieldflows.training.config import TrainingConfig
+from fieldflows.training.data import average_neighbors
+from fieldflows.training.loop import train
+from fieldflows.training.setup import prepare
+
+pytestmark = pytest.mark.skipif("FIELDFLOWS_DATA" not in os.environ, reason="FIELDFLOWS_DATA names no label files")
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+
+
+def few(name: str, limit: int):
+    config = DatasetConfig.from_yaml(WORKFLOWS / name)
+    sources = [source.model_copy(update={"limit": limit}) for source in config.sources[:1]]
+    return build_dataset(config.model_copy(update={"sources": sources}))
+
+
+def small(name: str, **run) -> TrainingConfig:
+    config = TrainingConfig.from_yaml(WORKFLOWS / name)
+    architecture = config.model.architecture.model_copy(
+        update={"channels": 4, "max_ell": 2, "correlation": 2, "radial_MLP": (8,), "cutoff": 3.0}
+    )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"architecture": architecture}),
+            "run": config.run.model_copy(update={"epochs": 1, "threads": 1, "ema_decay": None, **run}),
+        }
+    )
+
+
+def test_quartz_with_all_labels(tmp_path):
+    data = few("dataset_sio2.yaml", 12)
+    result = train(small("train_sio2.yaml", batch_structures=1), tmp_path, dataset=data, figures=False)
+    assert result.status == "epochs"
+    names = {"energy_per_atom", "forces", "stress", "polarization", "born_charge_diagonal", "refractive_index"}
+    assert names <= set(result.metrics["train"])
+    assert all(np.isfinite(v["mae"]) for v in result.metrics["train"].values())
+    # energies per formula unit are hundreds of eV; without the baselines errors would be as large
+    assert result.metrics["train"]["energy_per_atom"]["mae"] < 1000
+
+
+def test_dielectric_labels_make_a_sane_start():
+    data = few("dataset_dielectric.yaml", 150)
+    frames = {split: data.subset(split) for split in ("train", "valid", "test")}
+    setup = prepare(small("train_dielectric.yaml"), frames)
+    assert setup.labels == ("born_effective_charges", "polarizability")
+    assert setup.network.config.avg_num_neighbors == pytest.approx(average_neighbors(frames["train"], 3.0))
+    found = dict(zip(setup.network.config.atomic_numbers, setup.network.element_polarizability.tolist(), strict=True))
+    assert min(found.values()) >= 0
+    # free-ion polarizabilities divided by 4πε_vac·Å³ = 0.0694: F⁻ about 1 Å³, Te²⁻ about 10 Å³
+    assert found[9] < 0.5 * found[34]
+    assert not setup.network.element_polarizability.requires_grad
