@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 from fieldflows.backends.mace_field._mace import ScaleShiftMACE, module_construction
@@ -58,15 +59,37 @@ CASES: dict[str, dict[str, Any]] = {
         "keep_last_layer_irreps": True,
     },
     "last readout only": {"use_last_readout_only": True},
-    "unnatural parity": {"hidden_irreps": "3x0e + 3x0o + 3x1o + 3x1e", "max_ell": 2},
+    "unnatural parity": {"hidden_irreps": "3x0e + 3x0o + 3x1o + 3x1e"},
     "first order": {"correlation": 1},
     "three layers": {"num_interactions": 3, "correlation": [2, 1, 2]},
 }
 
 
+FAMILIES = (
+    "residual",
+    "density",
+    "two heads",
+    "ZBL",
+    "Agnesi",
+    "like the 2024 foundations",
+    "like the 2025 foundations",
+    "three layers",
+)
+"""Cases of the default suite; the others run with ``-m slow``."""
+
+
+def cases(*left_out: str) -> list[Any]:
+    """All cases, those beyond the families marked slow."""
+    return [
+        case if case in FAMILIES else pytest.param(case, marks=pytest.mark.slow)
+        for case in CASES
+        if case not in left_out
+    ]
+
+
 def network_of(case: str) -> MACEFieldNetwork:
     """The network of a case, with random weights as they come."""
-    return small_network(lively=False, **{"max_ell": 2, **CASES[case]})
+    return small_network(lively=False, **CASES[case])
 
 
 def heads_of(case: str) -> range:

@@ -41,7 +41,7 @@ def small_config(**changes: Any) -> NetworkConfig:
         "r_max": 3.4,
         "num_bessel": 4,
         "num_polynomial_cutoff": 5,
-        "max_ell": 3,
+        "max_ell": 2,
         "hidden_irreps": HIDDEN["L1"],
         "MLP_irreps": "4x0e",
         "correlation": 2,

@@ -47,19 +47,19 @@ class Counted:
 
 @pytest.fixture(scope="module")
 def model():
-    return small_model(max_ell=2)
+    return small_model()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    network = small_network(max_ell=2)
+    network = small_network()
     path = tmp_path_factory.mktemp("calculator") / "model.safetensors"
     save_checkpoint(path, network, CheckpointMetadata(name="small", network=network.config, trained_labels=ALL[:-1]))
     return path
 
 
 def partial_model(*labels):
-    network = small_network(max_ell=2)
+    network = small_network()
     return MACEFieldModel(network, CheckpointMetadata(name="part", network=network.config, trained_labels=labels))
 
 

@@ -44,7 +44,7 @@ def metadata_of(network, **changes):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    network = small_network(correlation=3, max_ell=2)
+    network = small_network(correlation=3)
     path = tmp_path_factory.mktemp("checkpoint") / "model.safetensors"
     return path, network, save_checkpoint(path, network, metadata_of(network))
 
@@ -60,19 +60,18 @@ def with_header(data: bytes, header: dict) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "dtype"),
     [
-        {},
-        {"hidden_irreps": HIDDEN["L2"], "correlation": 3},
-        {"element_polarizability": True},
-        {"field_coupling": False},
-        {"pair_repulsion": True, "distance_transform": "Agnesi", **TWO_HEADS},
-        {"num_interactions": 3, "correlation": [1, 2, 3]},
+        ({}, torch.float32),
+        ({"hidden_irreps": HIDDEN["L2"], "correlation": 3}, torch.float64),
+        ({"element_polarizability": True}, torch.float64),
+        ({"field_coupling": False}, torch.float64),
+        ({"pair_repulsion": True, "distance_transform": "Agnesi", **TWO_HEADS}, torch.float32),
+        ({"num_interactions": 3, "correlation": [1, 2, 3]}, torch.float64),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_round_trip_is_exact_to_the_bit(tmp_path, changes, dtype):
-    network = _copy(small_network(**{"max_ell": 2, **changes}), dtype)
+    network = _copy(small_network(**changes), dtype)
     path = tmp_path / "m.safetensors"
     sha256 = save_checkpoint(path, network, metadata_of(network))
     loaded, metadata, found = load_checkpoint(path)
@@ -115,7 +114,7 @@ def test_a_loaded_model_answers_as_the_saved_one(saved):
 
 def test_an_overwritten_file_is_loaded_again(tmp_path):
     path = tmp_path / "m.safetensors"
-    network = small_network(max_ell=2)
+    network = small_network()
     save_checkpoint(path, network, metadata_of(network, name="first"))
     assert load_model(path).info.name == "first"
     save_checkpoint(path, network, metadata_of(network, name="second one"))
@@ -156,7 +155,7 @@ def test_truncated_files_are_refused(saved, tmp_path, cut):
 @pytest.mark.parametrize("low_byte", [0x80, 0x50, 0x28])
 def test_a_header_of_any_length_is_read(tmp_path, low_byte):
     """Its length comes first in the file, and may look like the first byte of a pickle."""
-    network = small_network(max_ell=2)
+    network = small_network()
     path = tmp_path / "m.safetensors"
     for padding in range(0, 256, 8):
         data = checkpoint_bytes(network, metadata_of(network, name="x" * (1 + padding)))
@@ -174,7 +173,7 @@ def test_appended_bytes_are_refused(saved, tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_flipped_bit_is_noticed(saved, tmp_path, seed):
     """Also those that leave tensors and header well formed."""
     data = bytearray(saved[0].read_bytes())
@@ -317,14 +316,14 @@ def test_missing_files_and_names(tmp_path):
 
 @pytest.mark.parametrize("name", ["model.pt", "model", "model.safetensors.bak"])
 def test_wrong_names_of_output_are_refused(tmp_path, name):
-    network = small_network(max_ell=2)
+    network = small_network()
     with pytest.raises(SettingsError, match=r"must be named \*\.safetensors"):
         save_checkpoint(tmp_path / name, network, metadata_of(network))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    network = small_network(max_ell=2)
+    network = small_network()
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, network, metadata_of(network))
     before = path.read_bytes()
@@ -342,7 +341,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 def test_an_unwritable_place_is_an_error(tmp_path):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    network = small_network(max_ell=2)
+    network = small_network()
     with pytest.raises(CheckpointError, match="Cannot write"):
         save_checkpoint(blocker / "m.safetensors", network, metadata_of(network))
 

@@ -21,8 +21,10 @@ from fieldflows.backends.mace_field.foundation import (
     network_config,
     with_field,
 )
-from fieldflows.errors import BackboneError, CheckpointError, UntrustedPickleError
-from tests.backends.mace_field.backbones import CASES, TWO_HEADS, graphs_of, heads_of, network_of, plain_results
+from fieldflows.backends.mace_field.model import MACEFieldModel
+from fieldflows.backends.mace_field.pickles import import_pickle
+from fieldflows.errors import BackboneError, CapabilityError, CheckpointError, UntrustedPickleError
+from tests.backends.mace_field.backbones import CASES, TWO_HEADS, cases, graphs_of, heads_of, network_of, plain_results
 from tests.backends.mace_field.backbones import plain_twin as twin_of
 from tests.backends.mace_field.models import small_network
 
@@ -116,17 +118,7 @@ def response_of(network):
     return respond(network, graph, ["polarization", "born_effective_charges", "polarizability"])
 
 
-FAMILIES = ("residual", "L2", "two heads", "like the 2024 foundations", "like the 2025 foundations", "three layers")
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        case if case in FAMILIES else pytest.param(case, marks=pytest.mark.slow)
-        for case in CASES
-        if case not in UNREADABLE
-    ],
-)
+@pytest.mark.parametrize("case", cases(*UNREADABLE))
 def test_energies_do_not_change_when_blocks_are_added(case):
     original = network_of(case)
     twin = twin_of(original)
@@ -152,10 +144,10 @@ def test_the_architecture_is_read_back():
         assert found == expected
 
 
-@pytest.mark.parametrize("case", ["residual", "L2", "like the 2024 foundations"])
+@pytest.mark.parametrize("case", ["residual", "like the 2024 foundations"])
 def test_pickles_of_older_releases_are_read(tmp_path, case):
     changes = {key: value for key, value in CASES[case].items() if key not in TWO_HEADS}
-    original = small_network(lively=False, max_ell=2, **changes)
+    original = small_network(lively=False, **changes)
     twin = aged(twin_of(original, fresh=True))
     assert not any(name.endswith("_zeroed") for name in twin.state_dict())
     assert_unchanged(from_plain_mace(twin), twin_of(original))
@@ -167,9 +159,9 @@ def test_pickles_of_older_releases_are_read(tmp_path, case):
     assert network.config.heads == ["default"]
 
 
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_backbones_in_the_reduced_basis_are_read(tmp_path, order):
-    original = small_network(lively=False, max_ell=2, correlation=order)
+    original = small_network(lively=False, correlation=order)
     twin = reduced(twin_of(original, fresh=True))
     shapes = {name: value.shape for name, value in twin.state_dict().items()}
     assert any(shapes[name] != value.shape for name, value in twin_of(original).state_dict().items())
@@ -256,7 +248,7 @@ def refused():
 @pytest.mark.parametrize("case", refused())
 def test_backbones_that_cannot_carry_a_field_are_refused(tmp_path, case):
     changes, message = refused()[case]
-    twin = twin_of(small_network(lively=False, max_ell=2, field_coupling=False, **changes))
+    twin = twin_of(small_network(lively=False, field_coupling=False, **changes))
     with pytest.raises(BackboneError, match=message):
         from_plain_mace(twin)
     path = tmp_path / "small.model"
@@ -343,6 +335,22 @@ def test_a_foundation_is_downloaded_once_by_name(server, capsys):
     assert len(server) == 1
     load_backbone("medium-0b3", trust_pickle=True)
     assert len(server) == 1, "the second time it comes from mace's cache"
+
+
+def test_a_foundation_is_imported_by_name_with_blocks(server, tmp_path):
+    out = tmp_path / "foundation.safetensors"
+    path, _ = import_pickle("medium-0b3", out, trust=True, field_blocks="random", name="start")
+    assert path == out
+    network, metadata, _ = load_checkpoint(out)
+    assert_unchanged(network, twin_of(network_of("like the 2024 foundations")), heads=(0, 1))
+    assert response_of(network)["polarization"].any()
+    assert metadata.name == "start"
+    info = MACEFieldModel(network, metadata).info
+    info.require(["energy", "forces", "hessian"])
+    with pytest.raises(CapabilityError, match="would be meaningless"):
+        info.require(["polarization"])
+    with pytest.raises(CheckpointError, match="Did you mean 'medium-0b3'"):
+        import_pickle("medium-0b2x3", out, trust=True)
 
 
 def test_nothing_is_downloaded_without_trust(server):

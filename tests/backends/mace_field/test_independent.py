@@ -13,11 +13,11 @@ from tests.backends.mace_field.independent import Independent, coupling, spheric
 from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_model, triclinic
 
 CASES = {
-    "L1": {},
-    "L2": {"hidden_irreps": HIDDEN["L2"]},
-    "L1-three-layers": {"num_interactions": 3, "max_ell": 2},
-    "L2-three-layers": {"num_interactions": 3, "hidden_irreps": HIDDEN["L2"], "max_ell": 2},
-    "L1-third-order": {"correlation": 3, "max_ell": 2},
+    "L1": {"max_ell": 3},
+    "L2": {"hidden_irreps": HIDDEN["L2"], "max_ell": 3},
+    "L1-three-layers": {"num_interactions": 3},
+    "L2-three-layers": {"num_interactions": 3, "hidden_irreps": HIDDEN["L2"]},
+    "L1-third-order": {"correlation": 3},
     "L1-element-polarizability": {"element_polarizability": True},
     "L1-two-heads": {
         "heads": ["one", "two"],
@@ -35,7 +35,7 @@ CRYSTALS = {"triclinic": triclinic, "rock salt": cubic, "cubic displaced": lambd
 FIELDS = {"no field": np.zeros(3), "field": FIELD}
 
 
-EVERYWHERE = ("L1", "L2", "L2-three-layers")
+EVERYWHERE = ("L1", "L2")
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -82,7 +82,7 @@ torch.save(model, path)
 
 @pytest.fixture(scope="module")
 def source():
-    return small_network(lively=False, max_ell=2, num_interactions=3, **TWO_HEADS)
+    return small_network(lively=False, num_interactions=3, **TWO_HEADS)
 
 
 def forked_file(folder, source, name):
@@ -111,7 +111,7 @@ def published(tmp_path_factory, source):
 
 @pytest.fixture
 def plain(tmp_path):
-    network = small_network(lively=False, max_ell=2)
+    network = small_network(lively=False)
     path = tmp_path / "plain.model"
     torch.save(plain_twin(network), path)
     return path, network
@@ -251,7 +251,7 @@ def test_the_loading_switch_of_torch_is_put_back(published, monkeypatch):
 
 def test_the_configuration_of_the_fork_is_read(published):
     network, _ = convert(published, trust=True, labels=LABELS)
-    expected = small_config(max_ell=2, num_interactions=3, **TWO_HEADS)
+    expected = small_config(num_interactions=3, **TWO_HEADS)
     found = network.config.model_dump()
     found.update(hidden_irreps=expected.hidden_irreps, use_reduced_cg=expected.use_reduced_cg)
     assert NetworkConfig(**found) == expected

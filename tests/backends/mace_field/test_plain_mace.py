@@ -11,7 +11,7 @@ from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.network import build_network
 from fieldflows.errors import BackboneError
 from tests.backends.mace_field.backbones import (
-    CASES,
+    cases,
     graphs_of,
     heads_of,
     network_of,
@@ -21,7 +21,7 @@ from tests.backends.mace_field.backbones import (
 from tests.backends.mace_field.models import FIELD, HIDDEN, small_config, small_network
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases())
 def test_energies_forces_and_stresses_are_those_of_the_backbone(case):
     network = network_of(case)
     twin = plain_twin(network)
@@ -40,7 +40,7 @@ def test_energies_forces_and_stresses_are_those_of_the_backbone(case):
     assert len({round(e, 6) for e in energies}) == len(energies), "the heads must differ"
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", cases())
 def test_every_backbone_responds_to_a_field(case):
     network = network_of(case)
     (batch, _) = graphs_of(network, 0)

@@ -13,14 +13,14 @@ from fieldflows.testing.strategies import SEEDS, crystals, fields, rotations
 from tests.backends.mace_field.models import HIDDEN, cubic, small_model
 
 MODELS = {
-    "L1": {"max_ell": 2},
+    "L1": {},
     "L2": {"hidden_irreps": HIDDEN["L2"]},
-    "L1-element-polarizability": {"element_polarizability": True, "max_ell": 2},
+    "L1-element-polarizability": {"element_polarizability": True},
     "L2-element-polarizability": {"hidden_irreps": HIDDEN["L2"], "element_polarizability": True},
 }
 FIRST = ("energy", "forces", "stress", "polarization", "born_effective_charges", "polarizability")
 SOME = crystals(elements=("O", "Na", "Ti"), max_atoms=3)
-few = settings(max_examples=5, deadline=None)
+few = settings(max_examples=4, deadline=None)
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
 
