@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from fieldflows.training.loop import Reporter, TrainingResult
+    from fieldflows.training.result import Reporter, TrainingResult
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +70,7 @@ def make_reporter(console: Any) -> Reporter:
         TimeRemainingColumn,
     )
 
-    from fieldflows.training.loop import Reporter
+    from fieldflows.training.result import Reporter
     from fieldflows.training.setup import Setup
     from fieldflows.training.state import TrainingState
 
@@ -127,8 +127,8 @@ def make_reporter(console: Any) -> Reporter:
 
 def _plan(console: Any, settings: Any, directory: Path) -> None:
     """Show what a run would do: frames, labels, size of the network, batches."""
-    from fieldflows.training.loop import load_dataset, prepare
     from fieldflows.training.sampler import BatchLimits, epoch_batches
+    from fieldflows.training.setup import load_dataset, prepare
     from fieldflows.training.state import load_state
 
     data = load_dataset(settings)

@@ -12,8 +12,8 @@ from fieldflows.backends.mace_field.checkpoint import read_metadata
 from fieldflows.errors import TrainingError
 from fieldflows.schemas.training import CurvePoint, Hardware, TrainingDocument
 from fieldflows.training.config import TrainingConfig
-from fieldflows.training.loop import TrainingResult
 from fieldflows.training.report import software
+from fieldflows.training.result import TrainingResult
 
 
 def training_document(config: TrainingConfig, result: TrainingResult) -> TrainingDocument:

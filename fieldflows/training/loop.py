@@ -8,18 +8,15 @@ threads.  What depends on the clock (``run.max_minutes`` that is reached, ``opti
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +31,8 @@ from fieldflows.training.evaluation import Interrupted, predict
 from fieldflows.training.losses import directional_response, displaced, random_directions
 from fieldflows.training.metrics import evaluate_metrics, summary
 from fieldflows.training.optimize import Schedule, make_optimizer, optimizer_tensors, restore_optimizer
+from fieldflows.training.process import locked, stop_signals, threads_set_to
+from fieldflows.training.result import Reporter, Status, TrainingResult
 from fieldflows.training.sampler import BatchLimits, epoch_batches
 from fieldflows.training.setup import Setup, load_dataset, prepare
 from fieldflows.training.state import TrainingState, clear_states, load_state, save_state
@@ -43,56 +42,6 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "config.yaml"
 LOG_NAME = "log.jsonl"
-LOCK_NAME = "run.lock"
-
-Status = Literal["epochs", "time", "patience", "interrupted"]
-
-
-class Reporter:
-    """What a run tells while it goes on.  This one keeps silent; front ends override what they show."""
-
-    def start(self, setup: Setup, state: TrainingState, steps_per_epoch: int, epochs: int) -> None:
-        """The first step is about to be made."""
-
-    def step(self, state: TrainingState, loss: float, learning_rate: float) -> None:
-        """A step was made."""
-
-    def evaluation(self, record: dict[str, Any], text: str) -> None:
-        """The validation frames were evaluated; ``text`` holds the errors in physical units."""
-
-    def message(self, text: str) -> None:
-        """Anything else that the user should know."""
-
-
-@dataclass
-class TrainingResult:
-    """What came out of a run.
-
-    Attributes:
-        status: Why it ended: all epochs, the time limit, no more improvement, or a request to stop.
-        directory: The run directory.
-        checkpoint: The model; the best on the validation frames.
-        sha256: Hash of that file.
-        best: Score and epoch of that model.
-        history: One record per evaluation.
-        metrics: Split to quantity to errors; empty if the run was interrupted.
-        baselines: The same of the trivial predictor.
-        seconds: Wall time of training, summed over resumed runs.
-        steps: Optimizer steps.
-        epochs: Complete epochs.
-    """
-
-    status: Status
-    directory: Path
-    checkpoint: Path | None
-    sha256: str | None
-    best: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, Any] = field(default_factory=dict)
-    baselines: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    steps: int = 0
-    epochs: int = 0
 
 
 def train(
@@ -127,7 +76,7 @@ def train(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise TrainingError(f"Cannot use {directory} as run directory: {error.strerror}.") from error
-    with _locked(directory), _threads(config.run.threads):
+    with locked(directory), threads_set_to(config.run.threads):
         data = dataset or load_dataset(config)
         if fresh:
             clear_states(directory)
@@ -181,7 +130,7 @@ class Trainer:
         self._log_event("resume" if self.state.step else "start", step=self.state.step)
         self._resumed_at, self._started = self.state.seconds, time.monotonic()
         self._saved_at = time.monotonic()
-        with self._signals():
+        with stop_signals(self._request_stop):
             self.reporter.start(self.setup, self.state, self.batches_per_epoch, self.config.run.epochs)
             try:
                 status = self._epochs()
@@ -334,6 +283,10 @@ class Trainer:
         self._log_event("end", status=status, step=state.step, checkpoint=result.sha256)
         return result
 
+    def _request_stop(self) -> bool:
+        first, self.stop_requested = not self.stop_requested, True
+        return first
+
     # ---- weights -------------------------------------------------------------------------------------------------
 
     def _evaluated_weights(self) -> dict[str, torch.Tensor]:
@@ -446,47 +399,3 @@ class Trainer:
             f"{', '.join(culprits) or 'one of ' + ', '.join(batch.names)}.",
             f"Check these frames, or lower optimizer.learning_rate; the last good state is kept in {self.directory}.",
         )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn SIGTERM and Ctrl-C into a request to stop after the present step."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request(number: int, frame: object) -> None:
-            if self.stop_requested and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop_requested = True
-
-        before: dict[int, Any] = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keep two runs out of one directory; the lock goes with the process, however it ends."""
-    with (directory / LOCK_NAME).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(
-                f"Another process is training in {directory}.", "Wait for it, or choose another --out."
-            ) from error
-        yield
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Set the number of threads of torch inside the block."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -25,7 +25,7 @@ from fieldflows.training.state import TrainingState
 
 if TYPE_CHECKING:
     from fieldflows.training.data import Frame
-    from fieldflows.training.loop import TrainingResult
+    from fieldflows.training.result import TrainingResult
 
 METRICS_NAME = "metrics.json"
 CARD_NAME = "README.md"

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from fieldflows.errors import SettingsError, TrainingError
-from fieldflows.training.loop import Reporter
 from fieldflows.training.loop import train as train_with_figures
+from fieldflows.training.result import Reporter
 from tests.training.crystals import ALL_TERMS, small_dataset, tiny_config
 
 ELECTRONIC = ("born_effective_charges", "polarizability")
@@ -167,7 +167,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
-from fieldflows.training.loop import Reporter
+from fieldflows.training.result import Reporter
 from tests.training.crystals import small_dataset
 from tests.training.test_loop import ELECTRONIC, train, variant
 

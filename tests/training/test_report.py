@@ -11,7 +11,8 @@ from fieldflows.errors import CapabilityError, EvaluationError, TrainingError
 from fieldflows.plotting import learning_curves, parity, training_errors
 from fieldflows.training.assess import assess
 from fieldflows.training.document import training_document
-from fieldflows.training.loop import TrainingResult, train
+from fieldflows.training.loop import train
+from fieldflows.training.result import TrainingResult
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
 from tests.training.crystals import ALL_TERMS, small_dataset, tiny_config
 
