@@ -413,7 +413,9 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize(("before", "outcome"), [(None, "UnpicklingError"), ("1", "BOMB")])
+@pytest.mark.parametrize(
+    ("before", "outcome"), [(None, "UnpicklingError"), pytest.param("1", "BOMB", marks=pytest.mark.slow)]
+)
 def test_safe_loading_stays_as_the_user_set_it(saved, tmp_path, before, outcome):
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SCRIPT.format(before=before), str(saved[0]), str(tmp_path / "bomb.pt")],

@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 
+from fieldflows.backends.base import load_model
 from fieldflows.backends.mace_field._mace import o3
 from fieldflows.backends.mace_field.derivatives import hessian, respond
 from fieldflows.backends.mace_field.engine.engine import FastEngine, uncovered
+from fieldflows.backends.mace_field.model import MACEFieldModel
+from fieldflows.backends.mace_field.network import build_network
+from fieldflows.models import bundled_models
 from tests.backends.mace_field.independent import Independent, coupling, spherical_harmonics
 from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_model, triclinic
 
@@ -85,6 +90,31 @@ def test_the_second_head_is_another_function():
     for name in ALL:
         np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
     assert abs(found.energy - model.evaluate(atoms, FIELD, ALL).energy) > 0.1
+
+
+def test_every_bundled_model_is_what_the_equation_says():
+    """Shipped weights, real elements: one rock salt crystal with a displaced atom.
+
+    A file in single precision holds the constants of the architecture (couplings, frequencies) rounded as well.  The
+    exact comparison therefore takes its parameters into a network built in double precision; the rounding as such must
+    stay below what single precision means.
+    """
+    if not bundled_models():
+        pytest.skip("no model is bundled")
+    atoms = bulk("MgO", "rocksalt", a=4.2112)
+    atoms.positions[1] += [0.03, -0.02, 0.05]
+    for name in bundled_models():
+        shipped = load_model(name)
+        config = shipped.network.config
+        exact = build_network(config, seed=0)
+        exact.load_state_dict(dict(shipped.network.named_parameters()), strict=False)
+        judge = Independent(exact.state_dict(), config.model_dump())
+        expected = judge.response(atoms.numbers, atoms.positions, atoms.cell, FIELD)
+        for model, limit in ((MACEFieldModel(exact, shipped.metadata), 1e-10), (shipped, 1e-5)):
+            found = model.evaluate(atoms, FIELD, ALL)
+            for key in ALL:
+                size = max(0.1, float(np.abs(expected[key]).max()))
+                assert np.abs(found.get(key) - expected[key]).max() <= limit * size, (name, key, limit)
 
 
 @pytest.mark.parametrize("degree", range(4))

@@ -32,7 +32,7 @@ import torch
 from e3nn import o3
 from mace.modules import gate_dict, interaction_classes
 
-name, path, weights = sys.argv[1:4]
+folder, weights = sys.argv[1:3]
 
 
 class Forked(models.ScaleShiftMACE):
@@ -49,9 +49,6 @@ class Forked(models.ScaleShiftMACE):
         raise NotImplementedError("the forward pass of the fork is not needed to read its weights")
 
 
-Forked.__name__ = Forked.__qualname__ = name
-Forked.__module__ = "mace.modules.models"
-setattr(models, name, Forked)
 torch.set_default_dtype(torch.float64)
 block = interaction_classes["RealAgnosticResidualInteractionBlock"]
 model = Forked(
@@ -76,7 +73,11 @@ model = Forked(
     radial_MLP=[8, 8],
 )
 model.load_state_dict(torch.load(weights))
-torch.save(model, path)
+Forked.__module__ = "mace.modules.models"
+for name in ("MACEField", "ScaleShiftFieldMACE"):
+    Forked.__name__ = Forked.__qualname__ = name
+    setattr(models, name, Forked)
+    torch.save(model, f"{folder}/{name}.model")
 """
 
 
@@ -85,15 +86,15 @@ def source():
     return small_network(lively=False, num_interactions=3, **TWO_HEADS)
 
 
-def forked_file(folder, source, name):
-    """A pickle of a class that does not exist in this process, with the weights of a network of ours."""
-    path, weights, script = folder / f"{name}.model", folder / "weights.pt", folder / "fork.py"
-    state = {key: value.clone() for key, value in source.state_dict().items()}
-    torch.save(state, weights)
-    script.write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory, source):
+    """Pickles of classes that do not exist in this process, with the weights of a network of ours."""
+    folder = tmp_path_factory.mktemp("fork")
+    torch.save({key: value.clone() for key, value in source.state_dict().items()}, folder / "weights.pt")
+    (folder / "fork.py").write_text(SCRIPT)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TORCH_FORCE")}
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script), name, str(path), str(weights)],
+        [sys.executable, "-W", "ignore", "fork.py", str(folder), "weights.pt"],
         capture_output=True,
         text=True,
         check=False,
@@ -101,12 +102,12 @@ def forked_file(folder, source, name):
         cwd=folder,
     )
     assert run.returncode == 0, run.stderr
-    return path
+    return folder
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, source):
-    return forked_file(tmp_path_factory.mktemp("fork"), source, "MACEField")
+def published(forks):
+    return forks / "MACEField.model"
 
 
 @pytest.fixture
@@ -166,8 +167,8 @@ def test_the_labels_of_a_fork_must_be_named(published, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_earlier_snapshot_is_refused_with_the_reason(tmp_path, source):
-    path = forked_file(tmp_path, source, "ScaleShiftFieldMACE")
+def test_the_earlier_snapshot_is_refused_with_the_reason(forks):
+    path = forks / "ScaleShiftFieldMACE.model"
     with pytest.raises(BackboneError, match=r"2025 snapshot.*not covariant"):
         convert(path, trust=True, labels=LABELS)
 
