@@ -73,6 +73,8 @@ def demo(
     for key, number in citations.items():
         console.print(f"\\[{number}] {load_sources()[key]}", highlight=False, style="dim")
     console.print()
+    if any(mark(item, info) for item in comparisons):
+        console.print("* crystals of this formula were among the model's training or selection data", highlight=False)
     for failure in failures:
         console.print(f"[red]{failure.material_id}[/red] {failure.stage}: {failure.message}", highlight=False)
     for name, pairs, unit in (("n", index_pairs(comparisons), ""), ("Z*", charge_pairs(comparisons), " e")):
@@ -135,8 +137,14 @@ def _table(comparisons: Sequence[Comparison], info: ModelInfo, citations: dict[s
         keys = dict.fromkeys([item.crystal.optics.source, *(charge.source for charge in item.crystal.charges)])
         numbers = ", ".join(str(citations.setdefault(key, len(citations) + 1)) for key in keys)
         flags = ", ".join(flag.code.replace("_", " ") for flag in item.document.flags) or "–"
-        table.add_row(item.crystal.label, *cells, flags, f"\\[{numbers}]")
+        table.add_row(item.crystal.label + mark(item, info), *cells, flags, f"\\[{numbers}]")
     return table
+
+
+def mark(item: Comparison, info: ModelInfo) -> str:
+    """Return a star if the model has seen crystals of that formula in training or selection."""
+    seen = info.provenance.get("formulas", {})
+    return "*" if any(item.document.formula_pretty in formulas for formulas in seen.values()) else ""
 
 
 def _cells(item: Comparison) -> list[tuple[str, str]]:

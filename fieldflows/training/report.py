@@ -94,7 +94,7 @@ def export_checkpoint(
     """Write the network as it is, with its atomic energies, and return the sha256 of the file."""
     provenance = {
         **setup.provenance,
-        "configuration": config.model_dump(mode="json"),
+        "configuration": portable_configuration(config),
         "configuration_digest": state.config_digest,
         "dataset_digest": state.dataset_digest,
         "frames": {split: len(frames) for split, frames in setup.frames.items()},
@@ -123,6 +123,15 @@ def export_checkpoint(
     finally:
         with torch.no_grad():
             energies.zero_()
+
+
+def portable_configuration(config: TrainingConfig) -> dict[str, Any]:
+    """Return the configuration with the names of files in place of their paths, which mean nothing elsewhere."""
+    values = config.model_dump(mode="json")
+    for section, key in (("dataset", "config"), ("dataset", "path"), ("model", "backbone")):
+        if values[section].get(key):
+            values[section][key] = Path(values[section][key]).name
+    return values
 
 
 def formulas(frames: Sequence[Frame]) -> list[str]:
