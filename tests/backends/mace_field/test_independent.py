@@ -13,6 +13,7 @@ from fieldflows.backends.mace_field.derivatives import hessian, respond
 from fieldflows.backends.mace_field.engine.engine import FastEngine, uncovered
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.backends.mace_field.network import build_network
+from fieldflows.errors import EvaluationError
 from fieldflows.models import bundled_models
 from tests.backends.mace_field.independent import Independent, coupling, spherical_harmonics
 from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_model, triclinic
@@ -90,6 +91,22 @@ def test_the_second_head_is_another_function():
     for name in ALL:
         np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
     assert abs(found.energy - model.evaluate(atoms, FIELD, ALL).energy) > 0.1
+
+
+def test_the_engine_refuses_positions_of_another_crystal():
+    """It tabulates radial functions at the distances of the graph; with others it would be silently wrong."""
+    model = small_model()
+    graph = model.graph(triclinic())
+    engine = FastEngine(model.network)
+    moved = graph["positions"] + 0.01 * torch.arange(9.0, dtype=torch.float64).view(3, 3).sin()
+    strain = 0.01 * torch.eye(3, dtype=torch.float64)[None]
+    with pytest.raises(EvaluationError, match="not those of its graph"):
+        engine(graph, positions=moved)
+    with pytest.raises(EvaluationError, match="not those of its graph"):
+        engine(graph, strain=strain)
+    same, _ = engine(graph, positions=graph["positions"].clone(), strain=0 * strain)
+    torch.testing.assert_close(same, model.network(graph)[0], rtol=0, atol=1e-12)
+    assert abs(float(model.network(graph, positions=moved)[0] - same)) > 1e-5
 
 
 def test_every_bundled_model_is_what_the_equation_says():

@@ -18,8 +18,12 @@ from fieldflows.backends.mace_field.engine.weights import (
 )
 from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig
+from fieldflows.errors import EvaluationError
 
 logger = logging.getLogger(__name__)
+
+STALE = 1e-4
+"""Edge lengths in Å that differ by more from the tabulated ones belong to other positions."""
 
 COVERED_BLOCKS = ("RealAgnosticInteractionBlock", "RealAgnosticResidualInteractionBlock")
 
@@ -102,6 +106,7 @@ class FastEngine:
 
         vectors = self._vectors(positions[order], layout, strain, batch)
         lengths = torch.linalg.vector_norm(vectors, dim=-1)
+        _check_distances(graph["distances"], lengths.detach(), layout.distance)
         radial = self._radial(graph["distances"], lengths, layout.distance)
         harmonics = network.spherical_harmonics(vectors).split([2 * l + 1 for l in range(self.max_ell + 1)], dim=1)
 
@@ -306,6 +311,21 @@ def jets(function: Any, x: torch.Tensor, order: int) -> list[torch.Tensor]:
         current = derivative(current)
         values.append(current(x))
     return values
+
+
+def _check_distances(distances: torch.Tensor, lengths: torch.Tensor, index: torch.Tensor) -> None:
+    """Raise if the tabulated distances are not those of the positions: radial functions would be of another crystal.
+
+    Raises:
+        EvaluationError: If positions or strain differ from those that the graph was built for.
+    """
+    expected = torch.cat([distances, distances.new_ones(1)]).index_select(0, index)  # dummy edges have length one
+    if bool(((lengths - expected).abs() > STALE).any()):
+        raise EvaluationError(
+            "The engine was given positions or a strain that are not those of its graph: distances differ by up to "
+            f"{float((lengths - expected).abs().max()):.3g} Å.",
+            "Build the graph of the displaced crystal, or evaluate the network itself.",
+        )
 
 
 def _neighbor_sum(angular: torch.Tensor, radiated: torch.Tensor, groups: tuple[tuple[int, int], ...]) -> torch.Tensor:
