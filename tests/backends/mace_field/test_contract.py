@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fieldflows.testing.contract import FieldModelContract
 from tests.backends.mace_field.models import HIDDEN, small_model
 
 
+@pytest.mark.slow
 class TestDegreeOne(FieldModelContract):
     symbols = ("Na", "O", "O", "Ti")
 
