@@ -61,8 +61,8 @@ __all__ = [
 def module_construction(dtype: torch.dtype) -> Iterator[None]:
     """Build e3nn modules in ``dtype`` and as plain modules (no TorchScript), and restore both settings afterwards.
 
-    Plain modules can be differentiated any number of times and need no profiling runs when shapes change.  (A deep copy of
-    one is scripted again by e3nn; build a network from its configuration and state instead.)
+    Plain modules can be differentiated any number of times and need no profiling runs when shapes change.  A deep copy
+    of one is scripted again by e3nn; build a network from its configuration and state instead.
     """
     default = torch.get_default_dtype()
     options = dict(get_optimization_defaults())
