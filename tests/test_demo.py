@@ -231,3 +231,16 @@ def test_crystals_without_a_number_are_counted_out_loud(documents):
     assert comparisons[0].refractive_indices is None
     assert _summary(index_pairs(comparisons), "", len(comparisons)).startswith("27 of 28 values, MAE")
     assert _summary([(1.0, 2.0)], "e", 1) == "1 values, MAE 1.00 e, mean difference +1.00 e"
+
+
+def test_crystals_that_the_model_has_seen_are_marked():
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from fieldflows.cli.demo import mark
+
+    info = load_model("toy").info
+    item = SimpleNamespace(document=SimpleNamespace(formula_pretty="MgO"))
+    assert mark(item, info) == ""
+    assert mark(item, replace(info, provenance={"formulas": {"train": ["MgO"], "valid": []}})) == "*"
+    assert mark(item, replace(info, provenance={"formulas": {"train": ["NaCl"], "valid": ["CaO"]}})) == ""

@@ -184,11 +184,6 @@ class BackendLoader(Protocol):
 _CACHE: dict[tuple[str, str, str], FieldModel] = {}
 
 
-def backend_loaders() -> dict[str, BackendLoader]:
-    """Return the loaders of all installed backends by name (entry point group ``fieldflows.backends``)."""
-    return {point.name: point.load() for point in sorted(entry_points(group="fieldflows.backends"))}
-
-
 def load_model(name: str | Path, *, dtype: str = "float64", device: str = "cpu") -> FieldModel:
     """Return a model by bundled name, path of a checkpoint, or ``sha256:`` and a hash; loaded once per process.
 

@@ -135,3 +135,19 @@ def test_an_interrupted_run_has_no_document(run, tmp_path):
     stopped = TrainingResult("interrupted", tmp_path, None, None, steps=3)
     with pytest.raises(TrainingError, match="stopped at step 3"):
         training_document(config, stopped)
+
+
+def test_provenance_names_formulas_and_files_but_no_paths(run):
+    _, _, result = run
+    provenance = load_model(result.checkpoint).info.provenance
+    assert provenance["formulas"]["train"]
+    assert provenance["formulas"]["train"] == sorted(set(provenance["formulas"]["train"]))
+    assert str(result.directory.parent) not in json.dumps(provenance)
+
+
+def test_configuration_keeps_names_of_files_only(tmp_path):
+    from fieldflows.training.report import portable_configuration
+
+    config = tiny_config(dataset={"config": str(tmp_path / "labels.yaml"), "path": None})
+    assert config.dataset.config == str(tmp_path / "labels.yaml")
+    assert portable_configuration(config)["dataset"]["config"] == "labels.yaml"
