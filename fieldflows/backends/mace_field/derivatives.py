@@ -9,7 +9,7 @@ interact, so that one vector-Jacobian product serves all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -43,25 +43,33 @@ def respond(
     observables: Collection[str],
     fields: torch.Tensor | None = None,
     create_graph: bool = False,
+    directions: torch.Tensor | None = None,
+    displacements: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return observables of a batch, computing no derivative that nobody asked for.
+    """Return observables of a batch from one forward pass, computing no derivative that nobody asked for.
+
+    Second derivatives are taken along directions, one vector-Jacobian product each for all crystals at once: field
+    directions v for v·Z* and v·α, displacements w for H w.  Crystals that need fewer than others have zeros.
 
     Args:
         network: The network, or the fast engine.
         graph: A batch of g crystals with n atoms in all.
-        observables: Names; ``hessian`` has a function of its own.
+        observables: Names; ``hessian`` needs ``displacements`` (see also :func:`hessian`).
         fields: (g, 3) in V/Å; zero by default.
         create_graph: Keep the graph of the results, for the gradient of a loss by the parameters.
+        directions: (k, g, 3) field directions; the three axes by default.
+        displacements: (m, n, 3) displacements of all atoms, for ``hessian``.
 
     Returns:
         energy (g,) eV, forces (n, 3) eV/Å, stress (g, 3, 3) eV/Å³, polarization (g, 3) e/Å²,
-        born_effective_charges (n, 3, 3) e as [atom, polarization, displacement], polarizability (g, 3, 3) e/(V·Å);
-        those that were asked for.
+        born_effective_charges (n, k, 3) e as [atom, field direction, displacement], polarizability (g, k, 3)
+        e/(V·Å), and hessian (m, n, 3) eV/Å², the products with the displacements; those that were asked for.
     """
     wanted = set(observables)
     second = wanted & {"born_effective_charges", "polarizability"}
+    products = displacements is not None and "hessian" in wanted
     needs_field = bool(wanted & set(ELECTRONIC_OBSERVABLES))
-    needs_positions = bool(wanted & {"forces", "born_effective_charges"})
+    needs_positions = bool(wanted & {"forces", "born_effective_charges"}) or products
     n_graphs = graph["ptr"].numel() - 1
 
     positions = graph["positions"].detach()
@@ -72,7 +80,7 @@ def respond(
         strain = positions.new_zeros(n_graphs, 3, 3).requires_grad_(True)
     field = fields
     if needs_field:
-        field = positions.new_zeros(n_graphs, 3) if fields is None else fields.detach().clone()
+        field = positions.new_zeros(n_graphs, 3) if fields is None else fields.detach().clone().to(positions)
         field = field.requires_grad_(True)
 
     interaction, baseline = network(graph, positions=positions, strain=strain, field=field)
@@ -83,18 +91,15 @@ def respond(
     first_inputs = {}
     if needs_field:
         first_inputs["field"] = field
-    if "forces" in wanted:
+    if "forces" in wanted or products:
         first_inputs["positions"] = positions
     if strain is not None:
         first_inputs["strain"] = strain
     if not first_inputs:
         return _finish(results, create_graph)
+    keep = bool(second) or products or create_graph
     first = dict(
-        zip(
-            first_inputs,
-            _gradient(interaction.sum(), list(first_inputs.values()), bool(second) or create_graph, create_graph),
-            strict=True,
-        )
+        zip(first_inputs, _products(interaction, list(first_inputs.values()), None, keep, create_graph), strict=True)
     )
     volume = volumes(graph)
     if "forces" in wanted:
@@ -109,8 +114,11 @@ def respond(
             second_inputs["positions"] = positions
         if "polarizability" in wanted:
             second_inputs["field"] = field
+        if directions is None:
+            directions = torch.eye(3).to(first["field"])[:, None, :].expand(3, n_graphs, 3)
         rows = [
-            _gradient(first["field"][:, i].sum(), list(second_inputs.values()), create_graph, True) for i in range(3)
+            _products(first["field"], list(second_inputs.values()), direction, create_graph, True)
+            for direction in directions
         ]
         for k, name in enumerate(second_inputs):
             stacked = -torch.stack([row[k] for row in rows], dim=1)
@@ -118,6 +126,10 @@ def respond(
                 results["born_effective_charges"] = stacked
             else:
                 results["polarizability"] = stacked / volume[:, None, None]
+    if displacements is not None and products:
+        results["hessian"] = torch.stack(
+            [_products(first["positions"], [positions], vector, create_graph, True)[0] for vector in displacements]
+        )
     return _finish(results, create_graph)
 
 
@@ -131,32 +143,43 @@ def hessian(network: Enthalpy, graph: Graph, fields: torch.Tensor | None = None)
         graph: A batch.
         fields: (g, 3) in V/Å; zero by default.
     """
-    positions = graph["positions"].detach().clone().requires_grad_(True)
-    interaction, _ = network(graph, positions=positions, field=fields)
-    (gradient,) = _gradient(interaction.sum(), [positions], True, True)
-    starts, ends = graph["ptr"][:-1], graph["ptr"][1:]
-    sizes = (ends - starts).tolist()
-    blocks = [positions.new_zeros(3 * n, 3 * n) for n in sizes]
-    for row in range(3 * max(sizes)):
-        seed = torch.zeros_like(gradient)
-        atom, axis = divmod(row, 3)
-        alive = [g for g, n in enumerate(sizes) if atom < n]
-        seed[starts[alive] + atom, axis] = 1.0
-        (product,) = _gradient((gradient * seed).sum(), [positions], False, True)
-        for g in alive:
-            blocks[g][row] = product[starts[g] : ends[g]].reshape(-1)
-    return [0.5 * (block + block.T) for block in blocks]
+    sizes = graph["ptr"].diff().tolist()
+    units = unit_displacements(sizes).to(graph["positions"])
+    rows = respond(network, graph, ("hessian",), fields, displacements=units)["hessian"]
+    blocks = []
+    for start, size in zip(graph["ptr"].tolist(), sizes, strict=False):
+        block = rows[: 3 * size, start : start + size].reshape(3 * size, 3 * size)
+        blocks.append(0.5 * (block + block.T))
+    return blocks
 
 
-def _gradient(
-    scalar: torch.Tensor, inputs: list[torch.Tensor], create_graph: bool, retain_graph: bool
+def unit_displacements(sizes: Sequence[int]) -> torch.Tensor:
+    """Return displacements (3 max n, Σ n, 3) of one atom along one axis: row 3κ + i in each crystal of a batch."""
+    blocks = []
+    for size in sizes:
+        block = torch.zeros(3 * max(sizes), 3 * size, dtype=torch.float64)
+        block[: 3 * size] = torch.eye(3 * size, dtype=torch.float64)
+        blocks.append(block.view(-1, size, 3))
+    return torch.cat(blocks, dim=1)
+
+
+def _products(
+    output: torch.Tensor,
+    inputs: list[torch.Tensor],
+    vector: torch.Tensor | None,
+    create_graph: bool,
+    retain_graph: bool,
 ) -> tuple[torch.Tensor, ...]:
-    """Gradient that is zero where the scalar does not depend on an input (isolated atoms, a plain backbone)."""
-    if not scalar.requires_grad:
+    """Vector-Jacobian products (ones by default), zero where the output does not depend on an input.
+
+    That is so for isolated atoms and for a plain backbone.
+    """
+    if not output.requires_grad:
         return tuple(torch.zeros_like(x) for x in inputs)
     return torch.autograd.grad(
-        scalar,
+        output,
         inputs,
+        torch.ones_like(output) if vector is None else vector.to(output),
         create_graph=create_graph,
         retain_graph=retain_graph or create_graph,
         allow_unused=True,
