@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
 
 from fieldflows.errors import EvaluationError
 
@@ -76,8 +77,14 @@ class SymmetryOperations:
         return result / len(self.rotations)
 
 
-def _dataset(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float) -> tuple[Any, Any, Any]:
-    """Return lattice, fractional coordinates and spglib's dataset."""
+def search_symmetry(
+    cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float = SYMPREC
+) -> tuple[FloatArray, FloatArray, Any]:
+    """Return lattice (rows, Å), fractional coordinates (n, 3) and spglib's dataset; the last few are kept.
+
+    Raises:
+        EvaluationError: If spglib finds no space group.
+    """
     lattice = np.ascontiguousarray(cell, dtype=float)
     fractional = np.ascontiguousarray(np.asarray(positions, dtype=float) @ np.linalg.inv(lattice))
     kinds = np.ascontiguousarray(numbers, dtype=np.int64)
@@ -118,7 +125,7 @@ def space_group(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, sympr
     Raises:
         EvaluationError: If spglib finds none.
     """
-    dataset = _dataset(cell, positions, numbers, symprec)[2]
+    dataset = search_symmetry(cell, positions, numbers, symprec)[2]
     system = next(name for last, name in _CRYSTAL_SYSTEMS if dataset.number <= last)
     return SpaceGroup(int(dataset.number), str(dataset.international), str(dataset.pointgroup).strip(), system)
 
@@ -139,24 +146,51 @@ def symmetry_operations(
     Raises:
         EvaluationError: If spglib finds no space group, or an operation maps an atom on none.
     """
-    lattice, fractional, dataset = _dataset(cell, positions, numbers, symprec)
+    lattice, fractional, dataset = search_symmetry(cell, positions, numbers, symprec)
     kinds = np.asarray(numbers)
     left, _, right = np.linalg.svd(lattice.T @ dataset.rotations @ np.linalg.inv(lattice.T))
-    permutations = []
-    for rotation, translation in zip(dataset.rotations, dataset.translations, strict=True):
-        images = fractional @ rotation.T + translation
-        delta = images[:, None, :] - fractional[None, :, :]
-        delta -= np.round(delta)
-        distance = np.linalg.norm(delta @ lattice, axis=2)
-        distance[kinds[:, None] != kinds[None, :]] = np.inf
-        permutation = distance.argmin(axis=1)
-        if len(set(permutation.tolist())) != len(kinds) or distance.min(axis=1).max() > 10 * symprec:
-            raise EvaluationError(
-                f"A symmetry operation found at {symprec} Å maps an atom on none of its kind.",
-                "Use a smaller symprec, or refine the structure.",
-            )
-        permutations.append(permutation)
-    return SymmetryOperations(left @ right, np.array(permutations))
+    permutations = atom_permutations(
+        fractional, kinds, dataset.rotations, dataset.translations, lattice, tolerance=10 * symprec
+    )
+    return SymmetryOperations(left @ right, permutations)
+
+
+def atom_permutations(
+    fractional: FloatArray,
+    numbers: ArrayLike,
+    rotations: ArrayLike,
+    translations: ArrayLike,
+    lattice: FloatArray,
+    tolerance: float,
+) -> NDArray[np.intp]:
+    """Return the atom on which each operation (W, w) brings each atom, (s, n).
+
+    Args:
+        fractional: (n, 3) fractional coordinates.
+        numbers: (n,) atomic numbers.
+        rotations: (s, 3, 3) matrices W in fractional coordinates.
+        translations: (s, 3) vectors w in fractional coordinates.
+        lattice: (3, 3) lattice vectors as rows, in Å.
+        tolerance: Largest distance in Å between image and atom.
+
+    Raises:
+        EvaluationError: If an operation brings an atom on none of its kind.
+    """
+    kinds = np.asarray(numbers)
+    images = fractional @ np.asarray(rotations, dtype=float).transpose(0, 2, 1) + np.asarray(translations)[:, None, :]
+    # a fourth coordinate keeps the elements apart; zero in boxsize means that it is not periodic
+    tree = cKDTree(np.column_stack([fractional % 1.0 % 1.0, kinds]), boxsize=[1.0, 1.0, 1.0, 0.0])
+    repeated = np.broadcast_to(kinds, images.shape[:2])[..., None]
+    _, nearest = tree.query(np.concatenate([images % 1.0 % 1.0, repeated], axis=2))
+    difference = images - fractional[nearest]
+    distances = np.linalg.norm((difference - np.round(difference)) @ lattice, axis=2)
+    complete = (np.sort(nearest, axis=1) == np.arange(len(kinds))).all()
+    if not complete or distances.max() > tolerance or (kinds[nearest] != kinds).any():
+        raise EvaluationError(
+            f"A symmetry operation maps an atom on none of its kind within {tolerance:.3g} Å.",
+            "Use a smaller symprec, or refine the structure.",
+        )
+    return nearest.astype(np.intp)
 
 
 def symmetrize_tensor(
@@ -184,7 +218,7 @@ def ieee_rotation(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, sym
     Raises:
         EvaluationError: If spglib finds no space group.
     """
-    lattice, _, dataset = _dataset(cell, positions, numbers, symprec)
+    lattice, _, dataset = search_symmetry(cell, positions, numbers, symprec)
     vectors = (lattice.T @ np.linalg.inv(dataset.transformation_matrix)).T
     system = next(name for last, name in _CRYSTAL_SYSTEMS if dataset.number <= last)
     lengths = np.linalg.norm(vectors, axis=1)
