@@ -1,7 +1,14 @@
-"""Crystals and the network of the benchmark."""
+"""Crystals and networks of the benchmarks."""
 
 from __future__ import annotations
 
+import lzma
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -10,13 +17,29 @@ from ase.spacegroup import crystal
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.backends.mace_field.network import NetworkConfig, build_network
+from fieldflows.observables import OBSERVABLES
+
+TAGS = ("p5", "q9", "m36", "l80")
+"""The headline crystals; the letter stands for the lattice, the number for the atoms in the conventional cell."""
+
+IN_DATA = {
+    "p5": ("dielectric_test_dev.extxyz.xz", 204, "Ca3NP"),
+    "q9": ("dielectric_test_dev.extxyz.xz", 119, "Be3F6"),
+    "m36": ("dielectric_test_dev.extxyz.xz", 15, "H12F4O16S4"),
+    "l80": ("dielectric_valid_dev.extxyz.xz", 287, "Li4Mn16O48P12"),
+}
+"""File, frame and formula of the headline crystals in the shared data files (environment FIELDFLOWS_DATA)."""
+
+Source = Literal["data", "published"]
 
 
-def crystals() -> dict[str, Atoms]:
-    """Return the structures by tag; the letter stands for the lattice, the number for the atoms in the cell.
+def published_crystals() -> dict[str, Atoms]:
+    """Return the crystals by tag, from published coordinates.
 
-    p5: cubic perovskite SrTiO3; q9: alpha quartz SiO2; r10: the primitive cell of LiNbO3, every atom displaced at
-    random (0.05 Å per component), so that no symmetry is left.
+    p5: cubic perovskite SrTiO3 (Pm-3m, a = 3.905 Å).
+    q9: alpha quartz SiO2 (P3_221; Levien, Prewitt and Weidner, Am. Mineral. 65, 920 (1980)).
+    m36: topaz Al2SiO4F2 (Pnma, in the setting Pbnm of Ribbe and Gibbs, Am. Mineral. 56, 24 (1971)).
+    l80: bixbyite In2O3 (Ia-3, conventional cell; Marezio, Acta Cryst. 20, 723 (1966)).
     """
     perovskite = crystal(
         ["Sr", "Ti", "O"],
@@ -30,20 +53,82 @@ def crystals() -> dict[str, Atoms]:
         spacegroup=154,
         cellpar=(4.916, 4.916, 5.4054, 90, 90, 120),
     )
-    niobate = crystal(
-        ["Nb", "Li", "O"],
-        basis=[(0, 0, 0), (0, 0, 0.2829), (0.0492, 0.3446, 0.0647)],
-        spacegroup=161,
-        cellpar=(5.14829, 5.14829, 13.8631, 90, 90, 120),
-        primitive_cell=True,
+    # published as Pbnm; (y, z, x) of it are coordinates in the standard setting Pnma
+    topaz = crystal(
+        ["Al", "Si", "O", "O", "O", "F"],
+        basis=[
+            (0.1310, 0.0820, 0.9047),
+            (0.9410, 0.25, 0.3994),
+            (0.0313, 0.25, 0.7059),
+            (0.7561, 0.25, 0.4445),
+            (0.0110, 0.9070, 0.7900),
+            (0.7532, 0.0596, 0.9017),
+        ],
+        spacegroup=62,
+        cellpar=(8.7968, 8.3909, 4.6499, 90, 90, 90),
     )
-    niobate.positions += np.random.default_rng(1).normal(scale=0.05, size=niobate.positions.shape)
-    return {"p5": perovskite, "q9": quartz, "r10": niobate}
+    bixbyite = crystal(
+        ["In", "In", "O"],
+        basis=[(0.25, 0.25, 0.25), (0.4662, 0, 0.25), (0.3905, 0.1529, 0.3832)],
+        spacegroup=206,
+        cellpar=(10.117, 10.117, 10.117, 90, 90, 90),
+    )
+    return {"p5": perovskite, "q9": quartz, "m36": topaz, "l80": bixbyite}
 
 
-def random_model(channels: int = 128, dtype: torch.dtype = torch.float64, seed: int = 0) -> MACEFieldModel:
-    """Return a model of the published architecture (2 layers, max L 1, correlation 3) with random weights."""
-    numbers = sorted({int(z) for atoms in crystals().values() for z in atoms.numbers})
+def data_crystals() -> dict[str, Atoms] | None:
+    """Return the headline crystals from the shared data files, or None if FIELDFLOWS_DATA is not set or lacks them.
+
+    p5: Ca3NP (Pm-3m), q9: BeF2 (P3_121), m36: H3SO4F (Pnma), l80: LiMn4P3O12 (I-42d, conventional cell).
+    """
+    folder = os.environ.get("FIELDFLOWS_DATA")
+    if not folder or not all((Path(folder) / name).is_file() for name, _, _ in IN_DATA.values()):
+        return None
+    found = {}
+    for tag, (name, index, formula) in IN_DATA.items():
+        atoms = bare(read_frame(Path(folder) / name, index))
+        if atoms.get_chemical_formula() != formula:
+            return None
+        found[tag] = atoms
+    return found
+
+
+def read_frame(path: Path, index: int) -> Atoms:
+    """Return one frame of a compressed extended XYZ file."""
+    with lzma.open(path, "rt") as file:
+        return ase.io.read(file, index, format="extxyz")
+
+
+def bare(atoms: Atoms) -> Atoms:
+    """Return cell, species and positions without labels."""
+    return Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def headline_crystals(source: Source | None = None) -> tuple[Source, dict[str, Atoms]]:
+    """Return where the crystals come from, and the crystals by tag; from the data files if they are at hand."""
+    found = None if source == "published" else data_crystals()
+    if found is not None:
+        return "data", found
+    if source == "data":
+        raise SystemExit("The data files were asked for, but FIELDFLOWS_DATA does not hold them.")
+    return "published", published_crystals()
+
+
+def rattled(atoms: Atoms, width: float = 0.05, seed: int = 1) -> Atoms:
+    """Return the crystal with every coordinate displaced at random, in Å, so that no symmetry is left."""
+    moved = atoms.copy()
+    moved.positions += np.random.default_rng(seed).normal(scale=width, size=moved.positions.shape)
+    return moved
+
+
+def random_model(
+    crystals: Iterable[Atoms], channels: int = 128, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> MACEFieldModel:
+    """Return a model of the published architecture with random weights, for the elements of some crystals.
+
+    Two layers, max L 1, correlation 3, spherical harmonics up to degree 3, cut-off 5 Å, 10 Bessel functions.
+    """
+    numbers = sorted({int(z) for atoms in crystals for z in atoms.numbers})
     config = NetworkConfig(
         atomic_numbers=numbers,
         atomic_energies=[0.0] * len(numbers),
@@ -55,4 +140,7 @@ def random_model(channels: int = 128, dtype: torch.dtype = torch.float64, seed: 
         avg_num_neighbors=25.0,
     )
     network = build_network(config, dtype, seed=seed)
-    return MACEFieldModel(network, CheckpointMetadata(name=f"random-{channels}", network=config), sha256="0" * 64)
+    metadata = CheckpointMetadata(
+        name=f"random-{channels}", network=config, trained_labels=tuple(n for n in OBSERVABLES if n != "hessian")
+    )
+    return MACEFieldModel(network, metadata, sha256="0" * 64)

@@ -1,41 +1,84 @@
-"""Response and Hessian of the package against the naive reference."""
+"""Response and Hessian of the package against the baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-import numpy as np
 from ase import Atoms
 
-from benchmarks import reference
-from benchmarks.timing import Timing, interleave, summarize
+from benchmarks import baseline
+from benchmarks.agreement import relative_difference, response_difference
+from benchmarks.baseline import RESPONSE
+from benchmarks.timing import Estimate, Side, Timing, interleave, summarize
 from fieldflows.backends.mace_field.model import MACEFieldModel
 
-RESPONSE = ("energy", "forces", "stress", "polarization", "born_effective_charges", "polarizability")
+ANY, SYMMETRIC = "any structure", "with symmetry"
 
 
-def largest_difference(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Return the largest difference relative to the largest component of each array.
-
-    Arrays that vanish (a polarization that symmetry forbids) are compared on the scale of 1e-6 in internal units.
-    """
-    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)) for a, b in zip(expected, found, strict=True))
+def subject(tag: str, atoms: Atoms) -> tuple[str, str, int]:
+    """Return tag, formula and number of atoms."""
+    return tag, atoms.get_chemical_formula(empirical=True), len(atoms)
 
 
-def measure(
-    model: MACEFieldModel, crystals: dict[str, Atoms], repeats: int, tasks: Sequence[str] = ("response", "hessian")
+def variants(model: MACEFieldModel):  # type: ignore[no-untyped-def]
+    """Return the ways in which the package evaluates: as given, and with the symmetry of the crystal."""
+    try:
+        from fieldflows.backends.symmetric import SymmetricModel
+    except ModuleNotFoundError:
+        return {ANY: model}
+    return {ANY: model, SYMMETRIC: SymmetricModel(model)}
+
+
+def forget_crystals() -> None:
+    """Empty what the package remembers about crystals that it has seen; in a screening each comes once."""
+    for name in ("fieldflows.physics.symmetry", "fieldflows.physics.directions", "fieldflows.backends.symmetric"):
+        module = sys.modules.get(name)
+        for item in vars(module).values() if module else ():
+            if hasattr(item, "cache_clear"):
+                item.cache_clear()
+
+
+def fresh(model: Any, atoms: Atoms, observables: tuple[str, ...]) -> Callable[[], Any]:
+    """Return an evaluation of a crystal that nobody has seen before."""
+
+    def evaluate() -> Any:
+        forget_crystals()
+        return model.evaluate(atoms, observables=observables)
+
+    return evaluate
+
+
+def measure_response(model: MACEFieldModel, crystals: Mapping[str, Atoms], repeats: int) -> Iterator[Timing]:
+    """Yield E, F, stress, P, Z* and α per crystal; every side starts from an ``ase.Atoms``."""
+    for tag, atoms in crystals.items():
+        models = variants(model)
+        sides: dict[str, Side] = {name: fresh(m, atoms, RESPONSE) for name, m in models.items()}
+        sides["baseline"] = lambda a=atoms: baseline.response(model.network, a)
+        expected = baseline.one(baseline.response(model.network, atoms))
+        difference = {name: response_difference(expected, sides[name]()) for name in models}
+        times = interleave(sides, repeats)
+        for name in models:
+            yield summarize("response", subject(tag, atoms), name, times["baseline"], times[name], difference[name])
+
+
+def measure_hessian(
+    model: MACEFieldModel, crystals: Mapping[str, Atoms], repeats: int, rows: int | None = None
 ) -> Iterator[Timing]:
-    """Yield one timing per task and crystal; both sides start from an ``ase.Atoms``, neighbor list included."""
-    for task in tasks:
-        for tag, atoms in crystals.items():
-            if task == "response":
-                naive = lambda atoms=atoms: reference.response(model, atoms)  # noqa: E731
-                product = lambda atoms=atoms: model.evaluate(atoms, observables=RESPONSE)  # noqa: E731
-                expected = [value.numpy() for value in naive().values()]
-                found = [np.asarray(product().get(name)) for name in RESPONSE]
-            else:
-                naive = lambda atoms=atoms: reference.hessian(model, atoms)  # noqa: E731
-                product = lambda atoms=atoms: model.evaluate(atoms, observables=("hessian",))  # noqa: E731
-                expected, found = [naive().numpy()], [product().get("hessian")]
-            times = interleave(naive, product, repeats)
-            yield summarize(task, tag, len(atoms), *times, largest_difference(expected, found))
+    """Yield the Hessian per crystal; the baseline goes row by row, or extrapolates from some rows."""
+    for tag, atoms in crystals.items():
+        models = variants(model)
+        sides: dict[str, Side] = {name: fresh(m, atoms, ("hessian",)) for name, m in models.items()}
+        sides["baseline"] = lambda a=atoms: Estimate(baseline.hessian_rows(model.network, a, rows).seconds)
+        expected = baseline.hessian_rows(model.network, atoms, rows)
+        difference = {
+            name: relative_difference("hessian", expected.values, sides[name]().hessian[list(expected.indices)])
+            for name in models
+        }
+        times = interleave(sides, repeats)
+        part = None if expected.complete else (len(expected.indices), 3 * len(atoms))
+        for name in models:
+            yield summarize(
+                "hessian", subject(tag, atoms), name, times["baseline"], times[name], difference[name], part
+            )
