@@ -31,6 +31,51 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Directions:
+    """Along which directions the second derivatives of one structure are taken.
+
+    Attributes:
+        field: (k, 3) field directions v_k, for v_k·Z* and α·v_k.
+        displacements: (m, n, 3) displacements w_l of all atoms, for H w_l; None where no Hessian is asked for.
+    """
+
+    field: FloatArray
+    displacements: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class SymmetryUse:
+    """How the symmetry of a crystal was used for its response (see :mod:`fieldflows.backends.symmetric`).
+
+    Attributes:
+        space_group: International number of the group that was used.
+        n_operations: Operations on the cell that was evaluated.
+        n_field_directions: Field directions that were differentiated, instead of 3.
+        n_displacements: Displacements that were differentiated, instead of 3n; 0 without a Hessian.
+        max_shift: Largest displacement of an atom by the symmetrization, in Å.
+        strain: Largest component of the strain of the cell by the symmetrization.
+        force_change: Largest change of a force component by the symmetrization in eV/Å; None where it was too small
+            a change to look.
+        representatives: (m,) atoms of the structure that form the cell that was evaluated.
+        mapping: (n,) for each atom, the one of those that it is a periodic image of.
+        cell: (3, 3) lattice vectors of the cell that was evaluated, rows, in Å, in the frame of the structure.
+        positions: (m, 3) positions of those atoms after symmetrization, in Å.
+    """
+
+    space_group: int
+    n_operations: int
+    n_field_directions: int
+    n_displacements: int
+    max_shift: float
+    strain: float
+    force_change: float | None
+    representatives: NDArray[np.intp]
+    mapping: NDArray[np.intp]
+    cell: FloatArray
+    positions: FloatArray
+
+
+@dataclass(frozen=True)
 class Response:
     """Observables of one structure at one field, in internal units (see :mod:`fieldflows.observables`).
 
@@ -45,6 +90,8 @@ class Response:
         polarizability: (3, 3) in e/(V·Å), per volume.
         hessian: (3n, 3n) in eV/Å², ordered atom by atom, x, y, z.
         field: (3,) the electric field at which all this holds, V/Å.
+        symmetry: How symmetry was used, if it was.  The Hessian may then be that of the primitive cell, of the
+            atoms ``symmetry.representatives``.
     """
 
     energy: float | None = None
@@ -55,6 +102,7 @@ class Response:
     polarizability: FloatArray | None = None
     hessian: FloatArray | None = None
     field: FloatArray = field(default_factory=lambda: np.zeros(3))
+    symmetry: SymmetryUse | None = None
 
     def get(self, name: str) -> Any:
         """Return an observable by name.
@@ -169,6 +217,30 @@ class FieldModel(Protocol):
             StructureError: If a structure cannot be computed.
             UnknownElementError: If it holds an element that the model does not know.
             EvaluationError: If a result is not finite.
+        """
+        ...
+
+
+@runtime_checkable
+class DirectionalModel(FieldModel, Protocol):
+    """A model that takes second derivatives along given directions, and that isolates what fails."""
+
+    def evaluate_along(
+        self,
+        structures: Sequence[StructureLike],
+        fields: ArrayLike | None,
+        observables: Sequence[str],
+        directions: Sequence[Directions] | None = None,
+    ) -> list[Response | Exception]:
+        """Return a response or an error for each structure.
+
+        Args:
+            structures: Crystals.
+            fields: As in :meth:`FieldModel.evaluate`.
+            observables: Names.
+            directions: One per structure.  The responses then hold products with them: born_effective_charges
+                (n, k, 3) = Σ_i v_ki Z*[κ, i, j], polarizability (k, 3) = α·v_k and hessian (m, n, 3) = H w_l.
+                None: the full tensors.
         """
         ...
 

@@ -32,6 +32,9 @@ _ENTRY = "fieldflows"
 _SPARSE = ("::positions", "::values")
 _LARGEST_TABLE = 100_000_000
 
+ROUNDING = 5e-7
+"""Relative difference up to which a constant in single precision is the rounded one of the architecture."""
+
 
 class CheckpointMetadata(BaseModel):
     """What a checkpoint says about itself."""
@@ -147,8 +150,27 @@ def load_checkpoint(
             f"wrong shape {wrong[:3]}.",
             "It was written by another version; convert it again from the original.",
         )
+    exact = _exact_constants(network, tensors)
     network.load_state_dict(tensors)
+    network.load_state_dict(exact, strict=False)
     return network.to(device).eval(), metadata, sha256
+
+
+def _exact_constants(network: MACEFieldNetwork, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return constants of the architecture (couplings, radial basis) that a file in single precision has rounded.
+
+    With rounded constants the network is covariant to 1e-7 only, however precisely it is evaluated.
+    """
+    if network.dtype != torch.float64:
+        return {}
+    exact = {}
+    for name, fresh in network.named_buffers():
+        stored = tensors.get(name)
+        if stored is not None and stored.dtype == torch.float32 and fresh.dtype == torch.float64:
+            size = float(fresh.abs().max()) if fresh.numel() else 0.0
+            if torch.allclose(stored.double(), fresh, rtol=ROUNDING, atol=ROUNDING * size):
+                exact[name] = fresh.detach().clone()
+    return exact
 
 
 def _read(path: Path) -> tuple[CheckpointMetadata, dict[str, torch.Tensor], str]:

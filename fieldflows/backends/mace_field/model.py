@@ -6,20 +6,22 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from numpy.typing import ArrayLike
 
-from fieldflows.backends.base import ModelInfo, Response
+from fieldflows.backends.base import Directions, ModelInfo, Response
+from fieldflows.backends.mace_field._mace import o3
+from fieldflows.backends.mace_field.batches import Cost, available_bytes, run_in_batches
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, checkpoint_bytes, load_checkpoint
-from fieldflows.backends.mace_field.derivatives import hessian, respond
+from fieldflows.backends.mace_field.derivatives import respond, unit_displacements
 from fieldflows.backends.mace_field.engine.engine import fastest
-from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, pack, to_device
+from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, to_device
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
-from fieldflows.errors import EvaluationError, InputError, SettingsError, suggestion
+from fieldflows.errors import EvaluationError, FieldflowsError, InputError, SettingsError, suggestion
 from fieldflows.models import bundled_models
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, OBSERVABLES, check_observables
 from fieldflows.structures import StructureLike, as_atoms, check_structure
@@ -28,6 +30,15 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 EDGES_PER_BATCH = {"cpu": 2000, "cuda": 60000}
 """Edges that are evaluated at once; on a CPU larger batches fall out of its caches."""
+
+ARRAYS_FIRST = 100.0
+"""Arrays (edges, channels) that an evaluation without second derivatives holds at its peak, in two layers."""
+
+ARRAYS_SECOND = 250.0
+"""The same with second derivatives."""
+
+UNCHECKED_BYTES = 1e9
+"""Smaller needs are not compared with what is available."""
 
 
 class MACEFieldModel:
@@ -39,6 +50,7 @@ class MACEFieldModel:
         sha256: Hash of the checkpoint file; computed from the serialization if not given.
         head: Head to evaluate, by name; the first by default.
         edges_per_batch: Edges to evaluate at once; by device if not given.
+        memory_budget: Bytes that one crystal may take; what is available if not given.
         engine: ``"fast"`` evaluates the same function several times faster where it covers the architecture;
             ``"reference"`` is the network itself.
     """
@@ -50,6 +62,7 @@ class MACEFieldModel:
         sha256: str | None = None,
         head: str | None = None,
         edges_per_batch: int | None = None,
+        memory_budget: int | None = None,
         engine: Literal["fast", "reference"] = "fast",
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -75,6 +88,7 @@ class MACEFieldModel:
             provenance=dict(metadata.provenance),
         )
         self.edges_per_batch = edges_per_batch or EDGES_PER_BATCH.get(network.device.type, 2000)
+        self.memory_budget = memory_budget
 
     @property
     def info(self) -> ModelInfo:
@@ -123,41 +137,162 @@ class MACEFieldModel:
             >>> response.polarizability.shape
             (3, 3)
         """
-        names = check_observables(observables)
         single = not isinstance(structures, list | tuple)
-        graphs = [self.graph(item) for item in ([structures] if single else structures)]
-        applied = _per_structure(fields, len(graphs))
-        responses: list[Response | None] = [None] * len(graphs)
-        for group in pack([g["edge_index"].shape[1] for g in graphs], self.edges_per_batch):
-            batch = to_device(collate([graphs[i] for i in group]), self.network.device)
-            for i, response in zip(group, self._evaluate(batch, applied[group], names), strict=True):
-                responses[i] = response
-        return responses[0] if single else responses
+        outcomes = self.evaluate_along([structures] if single else structures, fields, observables)
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, Exception):
+                if not single:
+                    outcome.add_note(f"This is structure {number} of the list.")
+                raise outcome
+        return outcomes[0] if single else outcomes
 
-    def _evaluate(self, batch: Graph, fields: np.ndarray, names: tuple[str, ...]) -> list[Response]:
-        field = torch.as_tensor(fields, dtype=self.network.dtype, device=self.network.device)
-        at = field if bool(field.any()) else None
+    def evaluate_along(
+        self,
+        structures: Sequence[StructureLike],
+        fields: ArrayLike | None = None,
+        observables: Sequence[str] = ELECTRONIC_OBSERVABLES,
+        directions: Sequence[Directions] | None = None,
+    ) -> list[Response | Exception]:
+        """Return a response or an error for each structure (see :class:`fieldflows.backends.base.DirectionalModel`).
+
+        Structures are evaluated in batches of similar cost.  What fails alone fails for its structure only, and
+        when memory runs out the batches are made smaller.
+        """
+        names = check_observables(observables)
+        applied = _per_structure(fields, len(structures))
+        outcomes: dict[int, Response | Exception] = {}
+        graphs: dict[int, Graph] = {}
+        for index, item in enumerate(structures):
+            try:
+                graphs[index] = self.graph(item)
+                self._check_memory(graphs[index], names)
+            except FieldflowsError as error:
+                outcomes[index] = error
+        places = list(graphs)
+
+        def evaluate(members: list[int]) -> list[Response | Exception]:
+            chosen = [places[k] for k in members]
+            batch = to_device(collate([graphs[i] for i in chosen]), self.network.device)
+            along = None if directions is None else [directions[i] for i in chosen]
+            return self._evaluate(batch, applied[chosen], names, along)
+
+        costs = [_cost(graphs[i], names, None if directions is None else directions[i]) for i in places]
+        done, self.edges_per_batch = run_in_batches(costs, self.edges_per_batch, evaluate)
+        outcomes.update(zip(places, done, strict=True))
+        return [outcomes[index] for index in range(len(structures))]
+
+    def _evaluate(
+        self, batch: Graph, fields: np.ndarray, names: tuple[str, ...], directions: list[Directions] | None
+    ) -> list[Response | Exception]:
+        """Return an outcome for each crystal of a batch."""
+        field = torch.as_tensor(fields, dtype=batch["positions"].dtype, device=self.network.device)
+        ptr = batch["ptr"].tolist()
+        sizes = [end - start for start, end in itertools.pairwise(ptr)]
+        along, displaced = _stacked(directions, sizes, "hessian" in names)
         values = {
             name: value.cpu().double().numpy()
-            for name, value in respond(self._evaluator, batch, [n for n in names if n != "hessian"], at).items()
+            for name, value in respond(
+                self._evaluator,
+                batch,
+                names,
+                field if bool(fields.any()) else None,
+                directions=None if along is None else along.to(field),
+                displacements=None if displaced is None else displaced.to(field),
+            ).items()
         }
-        blocks = hessian(self._evaluator, batch, at) if "hessian" in names else None
-        ptr = batch["ptr"].tolist()
-        responses = []
+        outcomes: list[Response | Exception] = []
         for g, (start, end) in enumerate(itertools.pairwise(ptr)):
-            parts = {n: v[start:end] if OBSERVABLES[n].per_atom else v[g] for n, v in values.items()}
-            if blocks is not None:
-                parts["hessian"] = blocks[g].cpu().double().numpy()
-            for name, value in parts.items():
-                if not np.isfinite(value).all():
-                    raise EvaluationError(
-                        f"{name} of structure {g} of a batch is not finite.",
+            parts = {n: v[start:end] if OBSERVABLES[n].per_atom else v[g] for n, v in values.items() if n != "hessian"}
+            if "hessian" in values:
+                parts["hessian"] = values["hessian"][:, start:end]
+            if directions is not None:
+                _cut(parts, directions[g])
+            elif "hessian" in parts:
+                block = parts["hessian"][: 3 * (end - start)].reshape(3 * (end - start), -1)
+                parts["hessian"] = 0.5 * (block + block.T)
+            bad = [name for name, value in parts.items() if not np.isfinite(value).all()]
+            if bad:
+                outcomes.append(
+                    EvaluationError(
+                        f"{', '.join(bad)} of a crystal of {end - start} atoms came out not finite.",
                         "Look for atoms that are too close, or evaluate in float64.",
                     )
+                )
+                continue
             if "energy" in parts:
                 parts["energy"] = float(parts["energy"])
-            responses.append(Response(**parts, field=fields[g].copy()))
-        return responses
+            outcomes.append(Response(**parts, field=fields[g].copy()))
+        return outcomes
+
+    def _check_memory(self, graph: Graph, names: tuple[str, ...]) -> None:
+        """Raise if a crystal cannot fit into memory: on a CPU the system would end the process, and all work with it.
+
+        Raises:
+            EvaluationError: Says how much is needed and how much there is.
+        """
+        edges = graph["edge_index"].shape[1]
+        needed = edges * bytes_per_edge(self.network, names)
+        if needed < UNCHECKED_BYTES:
+            return
+        there = available_bytes(self.network.device) if self.memory_budget is None else self.memory_budget
+        if there is not None and needed > there:
+            raise EvaluationError(
+                f"A crystal of {len(graph['positions'])} atoms with {edges} neighbor pairs needs about "
+                f"{needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
+                "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
+            )
+
+
+def bytes_per_edge(network: MACEFieldNetwork, names: Sequence[str]) -> float:
+    """Return about how much memory a neighbor pair takes at the peak of an evaluation, in bytes.
+
+    The numbers of arrays per edge and channel were measured with the fast engine on crystals of 36 and 80 atoms.
+    """
+    channels = o3.Irreps(network.config.hidden_irreps).count("0e")
+    second = set(names) & {"born_effective_charges", "polarizability", "hessian"}
+    arrays = (ARRAYS_SECOND if second else ARRAYS_FIRST) * network.config.num_interactions / 2
+    return arrays * channels * torch.finfo(network.dtype).bits / 8
+
+
+def _cost(graph: Graph, names: tuple[str, ...], directions: Directions | None) -> Cost:
+    """Return edges, and the products of a crystal for its second derivatives."""
+    products = 1
+    if set(names) & {"born_effective_charges", "polarizability"}:
+        products += 3 if directions is None else len(directions.field)
+    if "hessian" in names:
+        if directions is None or directions.displacements is None:
+            products += 3 * len(graph["positions"])
+        else:
+            products += len(directions.displacements)
+    return Cost(graph["edge_index"].shape[1], products)
+
+
+def _stacked(
+    directions: list[Directions] | None, sizes: list[int], hessian: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return field directions (k, g, 3) and displacements (m, n, 3) of a batch, filled up with zeros."""
+    if directions is None:
+        return None, unit_displacements(sizes) if hessian else None
+    along = np.zeros((max(len(d.field) for d in directions), len(sizes), 3))
+    for g, item in enumerate(directions):
+        along[: len(item.field), g] = item.field
+    if not hessian:
+        return torch.as_tensor(along), None
+    vectors = [cast(np.ndarray, item.displacements) for item in directions]
+    displaced = np.zeros((max(map(len, vectors)), sum(sizes), 3))
+    for item, start, size in zip(vectors, itertools.accumulate([0, *sizes]), sizes, strict=False):
+        displaced[: len(item), start : start + size] = item
+    return torch.as_tensor(along), torch.as_tensor(displaced)
+
+
+def _cut(parts: dict[str, np.ndarray], directions: Directions) -> None:
+    """Drop the products with directions that only others of the batch have."""
+    if "born_effective_charges" in parts:
+        parts["born_effective_charges"] = parts["born_effective_charges"][:, : len(directions.field)]
+    if "polarizability" in parts:
+        parts["polarizability"] = parts["polarizability"][: len(directions.field)]
+    if "hessian" in parts and directions.displacements is not None:
+        parts["hessian"] = parts["hessian"][: len(directions.displacements)]
 
 
 def _per_structure(fields: ArrayLike | None, count: int) -> np.ndarray:
