@@ -53,7 +53,7 @@ class ChunkOutcome:
         n_computed: Documents that are new.
         n_reused: Documents that were stored before.
         n_duplicates: Structures equal to an earlier one.
-        hessians: Hessians in eV/Å² by document key, of new documents, if kept.
+        hessians: Responses with Hessians by document key, of new documents, if kept.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -61,7 +61,7 @@ class ChunkOutcome:
     n_computed: int = 0
     n_reused: int = 0
     n_duplicates: int = 0
-    hessians: dict[str, Any] = field(default_factory=dict)
+    hessians: dict[str, Response] = field(default_factory=dict)
 
 
 def evaluate_chunk(
@@ -97,11 +97,6 @@ def evaluate_chunk(
     extra = extra_settings(relax)
     outcome = ChunkOutcome()
     report = _REPORT.get() or (lambda _: None)
-    tap = _HessianTap(hessian_model or model) if keep_hessians else None
-    if tap is not None and hessian_model is not None:
-        hessian_model = tap
-    elif tap is not None:
-        model = tap
 
     fresh: dict[str, PropertyInput] = {}
     order: dict[str, Document | None] = {}
@@ -136,6 +131,11 @@ def evaluate_chunk(
             outcome.n_computed += 1
         report(item)
 
+    def keep(key_of: Sequence[str], position: int, responses: Sequence[Response]) -> None:
+        for response in responses:
+            if response.hessian is not None:
+                outcome.hessians[key_of[position]] = response
+
     on_cpu = str(getattr(model, "device", "cpu")).startswith("cpu")
     batch = TOGETHER if on_cpu else MAX_BATCH_STRUCTURES
     keys = list(fresh)
@@ -156,10 +156,9 @@ def evaluate_chunk(
             extra_settings=extra,
             max_batch_structures=batch,
             on_result=partial(take, part),
+            on_responses=partial(keep, part) if keep_hessians else None,
         )
     outcome.documents = [document for document in order.values() if document is not None]
-    if tap is not None:
-        outcome.hessians = tap.by_key(outcome.documents)
     return outcome
 
 
@@ -216,34 +215,3 @@ def _fail(
     )
     outcome.failures.append(record)
     report(record)
-
-
-class _HessianTap:
-    """A model that remembers the Hessians it gives, by structure."""
-
-    def __init__(self, model: FieldModel) -> None:
-        self._model = model
-        self._kept: dict[str, Any] = {}
-
-    @property
-    def info(self) -> Any:
-        return self._model.info
-
-    @property
-    def device(self) -> str:
-        return str(getattr(self._model, "device", "cpu"))
-
-    def evaluate(self, structures: Any, fields: Any = None, observables: Sequence[str] = ()) -> Any:
-        from fieldflows.schemas.identity import structure_hash
-
-        answers: Any = self._model.evaluate(structures, fields, observables)
-        responses: list[Response] = answers if isinstance(answers, list) else [answers]
-        crystals = structures if isinstance(answers, list) else [structures]
-        if "hessian" in observables:
-            for crystal, response in zip(crystals, responses, strict=True):
-                self._kept[structure_hash(crystal)] = response.hessian
-        return answers
-
-    def by_key(self, documents: Sequence[Any]) -> dict[str, Any]:
-        hashes = {document.key: document.provenance.structure_hash for document in documents}
-        return {key: self._kept[digest] for key, digest in hashes.items() if digest in self._kept}

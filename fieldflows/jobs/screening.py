@@ -21,6 +21,7 @@ from fieldflows.schemas.failure import FailureDocument
 from fieldflows.schemas.screening import HessianRecord, ScreeningDocument
 
 if TYPE_CHECKING:
+    from fieldflows.backends.base import Response
     from fieldflows.store.results import ResultsCollection
 
 _LOGGER = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def screen_chunk(
     return ScreeningDocument(
         results=tuple(outcome.documents),  # type: ignore[arg-type]
         failures=tuple(outcome.failures),
-        hessians=tuple(HessianRecord(key=key, hessian=value.tolist()) for key, value in outcome.hessians.items()),
+        hessians=tuple(_hessian_record(key, response) for key, response in outcome.hessians.items()),
         n_structures=len(subjects),
         n_computed=outcome.n_computed,
         n_reused=outcome.n_reused,
@@ -114,6 +115,12 @@ def _run(
         recompute=recompute,
         keep_hessians=keep_hessians,
     )
+
+
+def _hessian_record(key: str, response: Response) -> HessianRecord:
+    use = response.symmetry
+    atoms = None if use is None else tuple(use.representatives.tolist())
+    return HessianRecord(key=key, hessian=response.get("hessian").tolist(), atoms=atoms)
 
 
 def _results() -> ResultsCollection | None:

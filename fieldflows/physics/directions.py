@@ -55,9 +55,9 @@ def field_directions(rotations: ArrayLike) -> FloatArray:
 def complete_polarizability(products: ArrayLike, directions: ArrayLike, rotations: ArrayLike) -> FloatArray:
     """Return α (3, 3) from products α·v_k (k, 3)."""
     group = np.asarray(rotations, dtype=float)
-    images = np.einsum("sij,kj->ski", group, directions)
+    images = np.einsum("sij,kj->ski", group, np.asarray(directions, dtype=float))
     gram = np.einsum("ski,skj->ij", images, images)
-    values = np.einsum("sij,kj->ski", group, products)
+    values = np.einsum("sij,kj->ski", group, np.asarray(products, dtype=float))
     return np.linalg.solve(gram, np.einsum("ski,skj->ij", images, values))
 
 
@@ -71,7 +71,7 @@ def complete_born_charges(
     group = np.asarray(rotations, dtype=float)
     source = np.argsort(np.asarray(permutations), axis=1)
     values = np.asarray(products, dtype=float)
-    images = np.einsum("sij,kj->ski", group, directions)
+    images = np.einsum("sij,kj->ski", group, np.asarray(directions, dtype=float))
     gram = np.einsum("ski,skj->ij", images, images)
     turned = np.einsum("snkb,sjb->snkj", values[source], group)
     return np.einsum("il,nlj->nij", np.linalg.inv(gram), np.einsum("ski,snkj->nij", images, turned))

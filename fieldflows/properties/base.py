@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.backends.base import ModelInfo, Response
+from fieldflows.backends.symmetric import SymmetrySettings
 from fieldflows.schemas.common import Document
 from fieldflows.schemas.identity import document_key, settings_hash, structure_hash
 from fieldflows.schemas.provenance import ModelCard, Provenance, Relaxation
@@ -34,12 +35,15 @@ class Evaluation:
         field: (3,) electric field in V/Å.
         role: "field" for the model of the field response; "hessian" for the model of the energy surface, which is
             the same one unless a separate ``hessian_model`` is given.
+        symmetry: Use the symmetry of the crystal where it is this close to it; a Hessian is then that of the
+            primitive cell (``response.symmetry``).  None: never.
     """
 
     structure: StructureLike
     observables: tuple[str, ...]
     field: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     role: Role = "field"
+    symmetry: SymmetrySettings | None = None
 
 
 @dataclass(frozen=True)

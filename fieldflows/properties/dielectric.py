@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fieldflows.backends.base import ModelInfo, Response
+from fieldflows.backends.symmetric import SymmetrySettings
 from fieldflows.errors import EvaluationError, SettingsError
 from fieldflows.observables import ELECTRONIC_OBSERVABLES
 from fieldflows.physics import born_charges, composition, dielectric, optics, phonons, symmetry
 from fieldflows.properties.base import Context, Evaluation, Plan, provenance_of, result_key
 from fieldflows.schemas.common import Flag, make_flag, quantity
-from fieldflows.schemas.dielectric import SCHEMA_VERSION, DielectricDocument, IonicStatus, ModeSet
+from fieldflows.schemas.dielectric import SCHEMA_VERSION, DielectricDocument, IonicStatus, ModeSet, SymmetryRecord
 from fieldflows.structures import as_atoms, as_structure, check_structure
 
 if TYPE_CHECKING:
@@ -57,6 +58,15 @@ class DielectricSettings(BaseModel):
     plausible_refractive_index: float = quantity("1", "Larger n is flagged.", 6.0, gt=1)
     plausible_ionic: float = quantity("1", "Larger components of ε_ion are flagged.", 100.0, gt=0)
     store_eigenvectors: bool = Field(False, description="Whether to store the eigenvectors of the modes.")
+    use_symmetry: bool = Field(
+        True,
+        description="Evaluate the primitive cell along the few directions that its space group leaves; the same "
+        "result for a crystal that has its symmetry, several times faster. The modes are then those of the primitive "
+        "cell.",
+    )
+    symmetrization: SymmetrySettings = Field(
+        default_factory=SymmetrySettings, description="How close a crystal must be to its symmetry for that."
+    )
 
 
 @dataclass(frozen=True)
@@ -138,14 +148,15 @@ class DielectricProperty:
         mechanical = {"none": (), "field": ("forces",), "hessian": ("forces",) if self.ionic else ()}[self.surface]
         if self.ionic:
             mechanical = (*mechanical, "hessian")
+        symmetry = self.settings.symmetrization if self.settings.use_symmetry else None
         if self.surface == "hessian" and mechanical:
             return Plan(
                 (
-                    Evaluation(structure, ELECTRONIC_OBSERVABLES),
-                    Evaluation(structure, mechanical, role="hessian"),
+                    Evaluation(structure, ELECTRONIC_OBSERVABLES, symmetry=symmetry),
+                    Evaluation(structure, mechanical, role="hessian", symmetry=symmetry),
                 )
             )
-        return Plan((Evaluation(structure, (*ELECTRONIC_OBSERVABLES, *mechanical)),))
+        return Plan((Evaluation(structure, (*ELECTRONIC_OBSERVABLES, *mechanical), symmetry=symmetry),))
 
     def analyse(self, structure: StructureLike, responses: Sequence[Response], context: Context) -> DielectricDocument:
         """Return the document of one structure from the responses to its plan.
@@ -221,6 +232,7 @@ class DielectricProperty:
             flags=tuple(flags.items),
             insulating=insulating,
             band_gap=subject.band_gap,
+            symmetry_used=_symmetry_record(mechanical if self.ionic else electronic),
             relaxation=subject.relaxation,
             provenance=provenance_of(self, structure, context),
         )
@@ -230,14 +242,19 @@ class DielectricProperty:
             unavailable = self.settings.ionic == "auto" and self.surface == "none"
             return _Ionic("no_energy_surface" if unavailable else "not_requested")
         hessian = np.asarray(response.get("hessian"))
-        modes = phonons.gamma_modes(hessian, atoms.get_masses(), charges)
+        masses, volume = atoms.get_masses(), atoms.get_volume()
+        if response.symmetry is not None:  # the Hessian is that of the primitive cell
+            members = response.symmetry.representatives
+            charges, masses = charges[members], masses[members]
+            volume *= len(members) / len(atoms)
+        modes = phonons.gamma_modes(hessian, masses, charges)
         single = (context.hessian_model or context.model).dtype == "float32"
         threshold = self.settings.soft_mode_threshold_float32 if single else self.settings.soft_mode_threshold_float64
         status = flags.stability(modes, threshold)
         if status == "soft" or (status == "unstable" and not self.settings.allow_unstable):
             return _Ionic(status, None, modes)
         try:
-            epsilon = dielectric.ionic_permittivity(charges, hessian, atoms.get_volume())
+            epsilon = dielectric.ionic_permittivity(charges, hessian, volume)
         except EvaluationError as error:
             flags.add("invalid_ionic", str(error))
             return _Ionic("invalid", None, modes)
@@ -395,6 +412,24 @@ class _Flags:
                 "All elements are metals, and a potential cannot know the band gap: this is probably no insulator.",
             )
         return "unknown"
+
+
+def _symmetry_record(response: Response) -> SymmetryRecord | None:
+    """Return what the document says about the use of symmetry."""
+    use = response.symmetry
+    if use is None:
+        return None
+    return SymmetryRecord(
+        space_group_number=use.space_group,
+        n_operations=use.n_operations,
+        n_field_directions=use.n_field_directions,
+        n_displacements=use.n_displacements,
+        max_shift=use.max_shift,
+        strain=use.strain,
+        force_change=use.force_change,
+        primitive_atoms=tuple(use.representatives.tolist()),
+        primitive_cell=use.cell,
+    )
 
 
 def _mean_diagonal(tensor: FloatArray | None) -> float | None:

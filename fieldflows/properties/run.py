@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fieldflows.backends.base import FieldModel, Response
+from fieldflows.backends.symmetric import SymmetrySettings, evaluate_each
 from fieldflows.errors import EvaluationError, UnknownElementError
 from fieldflows.properties.base import Context, Evaluation, Plan, Property, PropertyInput, model_card, result_key
 from fieldflows.schemas.common import Document
@@ -50,6 +51,7 @@ def run_property(
     max_batch_structures: int = MAX_BATCH_STRUCTURES,
     progress: Callable[[int, int], None] | None = None,
     on_result: Callable[[int, Outcome], None] | None = None,
+    on_responses: Callable[[int, Sequence[Response]], None] | None = None,
 ) -> list[Outcome]:
     """Return one document, or one record of a failure, for each structure, in the same order.
 
@@ -68,6 +70,7 @@ def run_property(
         max_batch_structures: Structures evaluated together.
         progress: Called with (done, total) after each structure.
         on_result: Called with (index, outcome) as soon as an outcome is there; its errors are not caught.
+        on_responses: Called with (index, responses of the plan) before a document is made of them.
 
     Raises:
         CapabilityError: If the models cannot give what the settings ask for, whatever the structure.
@@ -101,6 +104,8 @@ def run_property(
                 continue
             context = Context(task.subject, *cards, extra_settings=extra, seed=seed)
             responses = [task.responses[k] for k in range(len(task.plan.evaluations))]
+            if on_responses is not None:
+                on_responses(task.index, responses)
             try:
                 outcome: Outcome = bound.analyse(task.subject.structure, responses, context)
             except Exception as error:
@@ -175,52 +180,39 @@ def _evaluate(
     failure: Callable[[Exception, str, int, PropertyInput], FailureDocument],
 ) -> None:
     """Answer all evaluations of one role, pooled by what they ask for."""
-    pools: dict[tuple[str, ...], list[tuple[_Task, int, Evaluation]]] = {}
+    pools: dict[tuple[tuple[str, ...], SymmetrySettings | None], list[tuple[_Task, int, Evaluation]]] = {}
     for task in batch:
         for position, evaluation in enumerate(task.plan.evaluations):
             if evaluation.role == role and task.failure is None:
-                pools.setdefault(evaluation.observables, []).append((task, position, evaluation))
-    for observables, requests in pools.items():
-        for (task, position, _), answer in zip(requests, _answers(requests, observables, model), strict=True):
+                key = (evaluation.observables, evaluation.symmetry)
+                pools.setdefault(key, []).append((task, position, evaluation))
+    for (observables, symmetry), requests in pools.items():
+        answers = evaluate_each(
+            model,
+            [evaluation.structure for _, _, evaluation in requests],
+            np.array([evaluation.field for _, _, evaluation in requests]),
+            observables,
+            symmetry,
+            primitive_hessian=True,
+        )
+        for (task, position, _), answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Response):
+                answer = _checked(answer, observables)
             if isinstance(answer, Exception):
                 task.failure = task.failure or failure(answer, "evaluate", task.index, task.subject)
             else:
                 task.responses[position] = answer
 
 
-def _answers(
-    requests: Sequence[tuple[_Task, int, Evaluation]], observables: tuple[str, ...], model: FieldModel
-) -> Iterator[Response | Exception]:
-    """Yield a response or an error for each request; a batch that fails is halved down to single structures."""
+def _checked(response: Response, observables: Sequence[str]) -> Response | EvaluationError:
+    """Return the response, or an error if it lacks what was asked for or holds what is not finite."""
     try:
-        structures = [evaluation.structure for _, _, evaluation in requests]
-        fields = np.array([evaluation.field for _, _, evaluation in requests])
-        responses = model.evaluate(structures, fields=fields, observables=observables)
-        if len(responses) != len(requests):
-            raise EvaluationError(f"The model returned {len(responses)} responses for {len(requests)} structures.")
-        if len(requests) == 1:
-            _check_finite(responses[0], observables)
-    except Exception as error:
-        if len(requests) == 1:
-            yield error
-            return
-        middle = len(requests) // 2
-        yield from _answers(requests[:middle], observables, model)
-        yield from _answers(requests[middle:], observables, model)
-        return
-    for response in responses:
-        try:
-            _check_finite(response, observables)
-        except EvaluationError as error:
-            yield error
-        else:
-            yield response
-
-
-def _check_finite(response: Response, observables: Sequence[str]) -> None:
-    bad = [name for name in observables if not np.isfinite(response.get(name)).all()]
+        bad = [name for name in observables if not np.isfinite(response.get(name)).all()]
+    except EvaluationError as error:
+        return error
     if bad:
-        raise EvaluationError(
+        return EvaluationError(
             f"The model gave values that are not finite for {', '.join(bad)}.",
             "The structure is probably far from anything that the model was trained on.",
         )
+    return response

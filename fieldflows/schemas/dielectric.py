@@ -44,6 +44,24 @@ class ModeSet(Document):
     )
 
 
+class SymmetryRecord(Document):
+    """How symmetry was used: the numbers are those of the symmetrized crystal, this far from the one given."""
+
+    space_group_number: int = quantity("1", "International number of the group that was used.")
+    n_operations: int = quantity("1", "Operations on the primitive cell.")
+    n_field_directions: int = quantity("1", "Field directions that were differentiated, of 3.")
+    n_displacements: int = quantity("1", "Displacements that were differentiated, of three per atom.")
+    max_shift: float = quantity("Å", "Largest displacement of an atom by the symmetrization.")
+    strain: float = quantity("1", "Largest component of the strain of the cell by the symmetrization.")
+    force_change: float | None = quantity(
+        "eV/Å", "Largest change of a force component by it; None where the change is too small to look.", None
+    )
+    primitive_atoms: tuple[int, ...] = Field(
+        description="Indices of the atoms of `structure` that form the primitive cell; modes refer to these."
+    )
+    primitive_cell: Matrix3 = quantity("Å", "Lattice vectors of the primitive cell as rows, frame of `structure`.")
+
+
 class DielectricDocument(Document):
     """Dielectric response of one crystal."""
 
@@ -90,7 +108,12 @@ class DielectricDocument(Document):
     born_charge_max: float = quantity("e", "Largest tr Z*/3 of the atoms, sum rule enforced.")
     born_charge_sum_max: float = quantity("e", "Largest component of |Σ Z*|, before the sum rule is enforced.")
 
-    modes: ModeSet | None = Field(None, description="Optical modes at Γ.")
+    modes: ModeSet | None = Field(
+        None, description="Optical modes at Γ; of the primitive cell if `symmetry_used` is there, else of `structure`."
+    )
+    symmetry_used: SymmetryRecord | None = Field(
+        None, description="How symmetry was used; None: the cell as given was evaluated in full."
+    )
     max_force: float | None = quantity("eV/Å", "Largest force on an atom.", None)
 
     status_electronic: ElectronicStatus = Field(description="'ok', or 'invalid' if an eigenvalue of ε∞ is below 1.")

@@ -19,6 +19,9 @@ class HessianRecord(Document):
 
     key: str = Field(description="Key of the result that it belongs to.")
     hessian: tuple[tuple[float, ...], ...] = quantity("eV/Å²", "∂²F/∂u∂u at Γ, ordered atom by atom, x, y, z.")
+    atoms: tuple[int, ...] | None = Field(
+        None, description="Atoms of the result's `structure` that it is of, those of the primitive cell; None: all."
+    )
 
 
 class ScreeningDocument(Document):

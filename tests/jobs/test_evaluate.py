@@ -206,4 +206,4 @@ def test_a_hessian_model_serves_the_energy_surface(crystals) -> None:
         assert document.e_ionic == pytest.approx(expected.e_ionic, rel=1e-12)
         assert document.provenance.hessian_model.sha256 == "2" * 64
     hessian = load_model("toy").evaluate(crystals[0], observables=("hessian",)).hessian
-    np.testing.assert_array_equal(outcome.hessians[outcome.documents[0].key], hessian)
+    np.testing.assert_allclose(outcome.hessians[outcome.documents[0].key].hessian, hessian, atol=1e-12)

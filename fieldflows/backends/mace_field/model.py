@@ -21,6 +21,7 @@ from fieldflows.backends.mace_field.derivatives import respond, unit_displacemen
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, to_device
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
+from fieldflows.backends.mace_field.trajectory import TrajectoryEvaluator
 from fieldflows.errors import EvaluationError, FieldflowsError, InputError, SettingsError, suggestion
 from fieldflows.models import bundled_models
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, OBSERVABLES, check_observables
@@ -145,6 +146,10 @@ class MACEFieldModel:
                     outcome.add_note(f"This is structure {number} of the list.")
                 raise outcome
         return outcomes[0] if single else outcomes
+
+    def stepper(self) -> TrajectoryEvaluator:
+        """Return an evaluator of the steps of one trajectory (see :class:`fieldflows.backends.base.Stepper`)."""
+        return TrajectoryEvaluator(self._evaluator, self._head)
 
     def evaluate_along(
         self,
@@ -280,8 +285,8 @@ def _stacked(
         return torch.as_tensor(along), None
     vectors = [cast(np.ndarray, item.displacements) for item in directions]
     displaced = np.zeros((max(map(len, vectors)), sum(sizes), 3))
-    for item, start, size in zip(vectors, itertools.accumulate([0, *sizes]), sizes, strict=False):
-        displaced[: len(item), start : start + size] = item
+    for block, start, size in zip(vectors, itertools.accumulate([0, *sizes]), sizes, strict=False):
+        displaced[: len(block), start : start + size] = block
     return torch.as_tensor(along), torch.as_tensor(displaced)
 
 
