@@ -20,8 +20,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import ArrayLike
 
-from fieldflows.backends.base import FieldModel, load_model
+from fieldflows.backends.base import FieldModel, Stepper, SteppingModel, load_model
 from fieldflows.errors import InputError
+from fieldflows.observables import FIRST_ORDER_OBSERVABLES
 
 ElectricField = ArrayLike | Callable[[float], ArrayLike]
 
@@ -30,7 +31,9 @@ class FieldCalculator(Calculator):
     """ASE calculator: energy, free_energy, forces, stress, polarization, born_effective_charges, polarizability.
 
     Units: eV, eV/Å, eV/Å³ (Voigt xx, yy, zz, yz, xz, xy; ASE sign), e/Å², e and e/(V·Å); Born charges are
-    (n, 3, 3) as [atom, polarization, displacement].  Only what is asked for is computed.
+    (n, 3, 3) as [atom, polarization, displacement].  Only what is asked for is computed.  Along a trajectory the
+    neighbor list is kept where the model offers it (:class:`fieldflows.backends.base.SteppingModel`), and the
+    polarization comes with the forces once it has been asked for.
 
     Args:
         model: A bundled name, the path of a checkpoint, or a model; files are loaded once per process.
@@ -74,6 +77,8 @@ class FieldCalculator(Calculator):
         super().__init__(**kwargs)
         self.model = load_model(model, dtype=dtype, device=device) if isinstance(model, str | Path) else model
         self.allow_untrained = allow_untrained
+        self._stepper: Stepper | None = self.model.stepper() if isinstance(self.model, SteppingModel) else None
+        self._along: set[str] = set()
         self._time = 0.0
         self._field: ElectricField | None = None
         self.electric_field = electric_field
@@ -119,10 +124,16 @@ class FieldCalculator(Calculator):
         if asked & {"energy", "forces", "stress"}:
             # one backward pass gives them all, and relaxations ask for each of them in turn
             asked |= {"energy", "forces", "stress"}
+            # and so does the polarization, where it has been asked for along the trajectory
+            asked |= self._along
         observables = tuple(sorted(asked))
         if not self.allow_untrained:
             self.model.info.require(observables, "asked of the calculator")
-        response = self.model.evaluate(self.atoms, self.current_field(), observables)
+        if self._stepper is not None and asked <= set(FIRST_ORDER_OBSERVABLES):
+            self._along = asked & {"polarization"} or self._along
+            response = self._stepper.evaluate(self.atoms, self.current_field(), observables)
+        else:
+            response = self.model.evaluate(self.atoms, self.current_field(), observables)
         self.results = dict(getattr(self, "_keep", {}))
         for name in observables:
             value = response.get(name)

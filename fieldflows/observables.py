@@ -82,6 +82,9 @@ ENERGY_SURFACE_OBSERVABLES: frozenset[str] = frozenset({"energy", "forces", "str
 ELECTRONIC_OBSERVABLES: tuple[str, ...] = ("polarization", "born_effective_charges", "polarizability")
 """Observables that need no energy surface."""
 
+FIRST_ORDER_OBSERVABLES: tuple[str, ...] = ("energy", "forces", "stress", "polarization")
+"""The electric enthalpy and its first derivatives, which one backward pass gives together."""
+
 
 def get_observable(name: str) -> Observable:
     """Return the observable of that name.

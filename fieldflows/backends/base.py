@@ -20,11 +20,14 @@ from fieldflows.observables import (
     ELECTRONIC_OBSERVABLES,
     ENERGY_SURFACE_LABELS,
     ENERGY_SURFACE_OBSERVABLES,
+    FIRST_ORDER_OBSERVABLES,
     OBSERVABLES,
     get_observable,
 )
 
 if TYPE_CHECKING:
+    from ase import Atoms
+
     from fieldflows.structures import StructureLike
 
 FloatArray = NDArray[np.float64]
@@ -242,6 +245,25 @@ class DirectionalModel(FieldModel, Protocol):
                 (n, k, 3) = Σ_i v_ki Z*[κ, i, j], polarizability (k, 3) = α·v_k and hessian (m, n, 3) = H w_l.
                 None: the full tensors.
         """
+        ...
+
+
+class Stepper(Protocol):
+    """Evaluates one crystal after the other, fast if they are steps of one trajectory."""
+
+    def evaluate(
+        self, atoms: Atoms, field: ArrayLike | None = None, observables: Sequence[str] = FIRST_ORDER_OBSERVABLES
+    ) -> Response:
+        """Return what :meth:`FieldModel.evaluate` returns, for observables of first order."""
+        ...
+
+
+@runtime_checkable
+class SteppingModel(FieldModel, Protocol):
+    """A model that has something faster than :meth:`FieldModel.evaluate` for dynamics and relaxations."""
+
+    def stepper(self) -> Stepper:
+        """Return an evaluator of the steps of one trajectory."""
         ...
 
 
