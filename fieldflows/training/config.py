@@ -151,9 +151,9 @@ class LossSection(Section):
     )
     directions: Literal["all", "random"] = Field(
         "all",
-        description="Field directions at which Z* and α are compared in a training step. 'all': the three axes. "
-        "'random': one random direction per frame and step, which needs a third of the work; for 'mse' its mean is "
-        "the full loss.",
+        description="What of Z* and α is compared in a training step. 'all': the whole tensors, from one to three "
+        "second derivatives by symmetry (run.symmetry). 'random': their products with one random direction per frame "
+        "and step, from one second derivative whatever the symmetry; for 'mse' the mean is the full loss.",
     )
 
     @field_validator("terms")
@@ -228,6 +228,19 @@ class RunSection(Section):
         ge=0,
         description="Standard deviation of random displacements of the training frames, new in each step, with their "
         "labels kept; smooths what is learned from few frames. Not for energies, forces and stresses.",
+        json_schema_extra={"unit": "Å"},
+    )
+    symmetry: bool = Field(
+        True,
+        description="Bring each frame with labels of Z* or α to its own space group, where one or two field directions "
+        "then determine these tensors in place of three; the loss is that of the whole tensors. Labels stay. Has no "
+        "effect with loss.directions: random or with run.position_noise.",
+    )
+    symprec: float = Field(
+        1e-3,
+        gt=0,
+        description="Tolerance of the space group for run.symmetry; a frame of which an atom or lattice vector would "
+        "move by more stays as it is.",
         json_schema_extra={"unit": "Å"},
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="Precision of the network.")
@@ -320,6 +333,13 @@ class TrainingConfig(Section):
         return self.model_copy(update={"dataset": dataset, "model": model})
 
     @property
+    def symprec(self) -> float | None:
+        """Tolerance in Å within which frames are brought to their symmetry; None if that would save nothing."""
+        second = {"born_effective_charges", "polarizability"} & set(self.loss.labels)
+        useful = self.loss.directions == "all" and self.run.position_noise == 0 and second
+        return self.run.symprec if self.run.symmetry and useful else None
+
+    @property
     def digest(self) -> str:
         """SHA-256 of what decides the result.
 
@@ -334,6 +354,9 @@ class TrainingConfig(Section):
         for section, key in later:
             if not data[section][key]:
                 data[section].pop(key)
+        if self.symprec is None:
+            data["run"].pop("symmetry")
+            data["run"].pop("symprec")
         if self.optimizer.schedule != "cosine" or self.optimizer.sized_by == "minutes":
             data["run"].pop("epochs")
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -14,6 +14,7 @@ from fieldflows.errors import LabelError, SettingsError, TrainingError
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.chemistry import similar_mean
 from fieldflows.training.sampler import FrameCost
+from fieldflows.training.symmetry import SECOND_DERIVATIVES, FrameSymmetry, Outcome, Reduction, bring_to_symmetry, join
 from fieldflows.units import EPSILON_VACUUM
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Frame:
         graph: The graph with its neighbor list.
         baseline: Sum of the atomic energies in eV; the network is trained on the rest, so that single precision
             does not have to hold the large sum.
+        outcome: What became of it when it was to be brought to its symmetry.
     """
 
     name: str
@@ -40,11 +42,19 @@ class Frame:
     labels: dict[str, np.ndarray]
     graph: Graph
     baseline: float = 0.0
+    outcome: Outcome | None = None
+
+    @property
+    def symmetry(self) -> FrameSymmetry | None:
+        """How few field directions determine its Z* and α; None for the three axes."""
+        return None if self.outcome is None else self.outcome.symmetry
 
     @property
     def cost(self) -> FrameCost:
-        """Atoms, edges and labels of the frame."""
-        return FrameCost(len(self.atoms), int(self.graph["edge_index"].shape[1]), tuple(sorted(self.labels)))
+        """Atoms, edges, labels and field directions of the frame."""
+        directions = 3 if self.symmetry is None else self.symmetry.count
+        edges = int(self.graph["edge_index"].shape[1])
+        return FrameCost(len(self.atoms), edges, tuple(sorted(self.labels)), directions)
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,14 @@ class Batch:
         targets: Observable to labels: (g, ...) or (n, ...), zero where a frame has none; energies without baseline.
         masks: Observable to (g,), 1 where a frame has the label.
         names: Names of the frames.
+        reduction: The field directions that determine Z* and α of all frames; None for the three axes.
     """
 
     graph: Graph
     targets: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
     names: tuple[str, ...] = field(default=())
+    reduction: Reduction | None = None
 
     @property
     def n_graphs(self) -> int:
@@ -76,8 +88,11 @@ def make_frames(
     cutoff: float,
     dtype: torch.dtype,
     atomic_energies: Sequence[float] | None = None,
+    symprec: float | None = None,
 ) -> list[Frame]:
     """Return the frames that hold at least one of the labels, with graphs.
+
+    Labels stay as they are, also where a crystal is brought to its symmetry.
 
     Args:
         frames: The labeled frames.
@@ -86,6 +101,8 @@ def make_frames(
         cutoff: Cut-off in Å.
         dtype: Precision of the graphs.
         atomic_energies: Baseline by element in eV, in the same order; zero by default.
+        symprec: Bring crystals with labels of Z* or α to their own symmetry, moving nothing by more than this in Å
+            (see :func:`~fieldflows.training.symmetry.bring_to_symmetry`); None leaves all as they are.
 
     Raises:
         LabelError: If a label has the wrong shape or is not finite; the message names the frame.
@@ -96,10 +113,17 @@ def make_frames(
     for item in frames:
         name = item.name
         kept = {key: _checked(key, item.labels[key], len(item.atoms), name) for key in labels if key in item.labels}
-        if kept:
-            graph = build_graph(item.atoms, atomic_numbers, cutoff, dtype=dtype)
-            baseline = float(sum(table[int(z)] for z in item.atoms.numbers))
-            made.append(Frame(name=name, atoms=item.atoms, labels=kept, graph=graph, baseline=baseline))
+        if not kept:
+            continue
+        atoms, outcome = item.atoms, None
+        if symprec is not None:
+            if kept.keys() & set(SECOND_DERIVATIVES):
+                atoms, outcome = bring_to_symmetry(atoms, symprec)
+            else:
+                outcome = Outcome("not needed", symmetry=FrameSymmetry.nothing())
+        graph = build_graph(atoms, atomic_numbers, cutoff, dtype=dtype)
+        baseline = float(sum(table[int(z)] for z in atoms.numbers))
+        made.append(Frame(name=name, atoms=atoms, labels=kept, graph=graph, baseline=baseline, outcome=outcome))
     return made
 
 
@@ -132,7 +156,10 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
         joined = np.concatenate(arrays) if OBSERVABLES[key].per_atom else np.stack(arrays)
         targets[key] = torch.as_tensor(joined, dtype=dtype, device=device)
         masks[key] = torch.tensor(have, dtype=dtype, device=device)
-    return Batch(graph=graph, targets=targets, masks=masks, names=tuple(frame.name for frame in frames))
+    reduction = None
+    if targets.keys() & set(SECOND_DERIVATIVES):
+        reduction = join([frame.symmetry for frame in frames], [len(frame.atoms) for frame in frames], dtype, device)
+    return Batch(graph, targets, masks, tuple(frame.name for frame in frames), reduction)
 
 
 def dataset_elements(frames: Sequence[LabeledFrame]) -> list[int]:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from fieldflows.backends.mace_field.derivatives import Enthalpy, respond
+from fieldflows.backends.mace_field.derivatives import Enthalpy
 from fieldflows.training.data import Frame, make_batch
 from fieldflows.training.losses import Loss
 from fieldflows.training.metrics import Predictions, split_predictions
+from fieldflows.training.response import full_response
 from fieldflows.training.sampler import BatchLimits, ordered_batches
 
 
@@ -49,7 +50,7 @@ def predict(
             raise Interrupted
         members = [frames[i] for i in indices]
         batch = make_batch(members, labels, network.device)
-        results = respond(network, batch.graph, tuple(batch.targets))
+        results = full_response(network, batch)
         if loss is not None:
             _accumulate(sums, loss, {key: results[key] for key in batch.targets}, batch)
         arrays = {key: value.double().cpu().numpy() for key, value in results.items()}

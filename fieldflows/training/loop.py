@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.errors import SettingsError, TrainingError
 from fieldflows.training.chemistry import Sharing
@@ -28,10 +27,11 @@ from fieldflows.training.config import TrainingConfig
 from fieldflows.training.data import Batch, make_batch
 from fieldflows.training.ema import MovingAverage, copy_into
 from fieldflows.training.evaluation import Interrupted, predict
-from fieldflows.training.losses import directional_response, displaced, random_directions
+from fieldflows.training.losses import displaced, random_directions
 from fieldflows.training.metrics import evaluate_metrics, summary
 from fieldflows.training.optimize import Schedule, make_optimizer, optimizer_tensors, restore_optimizer
 from fieldflows.training.process import locked, stop_signals, threads_set_to
+from fieldflows.training.response import directional_response, full_response
 from fieldflows.training.result import Reporter, Status, TrainingResult
 from fieldflows.training.sampler import BatchLimits, epoch_batches
 from fieldflows.training.setup import Setup, load_dataset, prepare
@@ -202,7 +202,7 @@ class Trainer:
             directions = random_directions(batch.n_graphs, seed, self.state.step, like)
             predictions = directional_response(self.evaluator, batch, directions)
         else:
-            predictions = respond(self.evaluator, batch.graph, tuple(batch.targets), create_graph=True)
+            predictions = full_response(self.evaluator, batch, create_graph=True)
         return self.setup.loss(predictions, batch, directions)
 
     def _progress(self, n_batches: int) -> float:

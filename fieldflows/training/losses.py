@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fieldflows.backends.mace_field.graphs import Graph, volumes
+from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.config import Term
 from fieldflows.training.data import Batch
@@ -132,66 +132,3 @@ def random_directions(count: int, seed: int, step: int, like: torch.Tensor) -> t
     vectors = torch.randn(count, 3, generator=step_generator(seed, step, 0), dtype=torch.float64)
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
     return vectors.to(like)
-
-
-def directional_response(network: torch.nn.Module, batch: Batch, directions: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return predictions for a training step with Z* and α along one direction v per frame.
-
-    One second derivative replaces three: with g = v·∂F/∂𝓔, summed over the frames, (v·Z*)_κj = −∂g/∂u_κj and
-    α·v = −(1/Ω) ∂g/∂𝓔.  First derivatives (forces, stress, polarization) are complete.
-
-    Args:
-        network: The network.
-        batch: The frames; its targets say what is needed.
-        directions: (g, 3).
-
-    Returns:
-        energy (g,), forces (n, 3), stress (g, 3, 3), polarization (g, 3), born_effective_charges (n, 3) and
-        polarizability (g, 3), as far as there are labels.
-    """
-    wanted = set(batch.targets)
-    graph = batch.graph
-    leaves: dict[str, torch.Tensor] = {}
-    positions = graph["positions"].detach().clone()
-    strain = None
-    if wanted & {"forces", "born_effective_charges"}:
-        leaves["positions"] = positions.requires_grad_(True)
-    if "stress" in wanted:
-        strain = positions.new_zeros(batch.n_graphs, 3, 3).requires_grad_(True)
-        leaves["strain"] = strain
-    field = positions.new_zeros(batch.n_graphs, 3).requires_grad_(True)
-    leaves["field"] = field
-    interaction, baseline = network(graph, positions=positions, strain=strain, field=field)
-    volume = volumes(graph)
-    results = {"energy": interaction + baseline}
-    first_names = ["field"]
-    if "forces" in wanted:
-        first_names.append("positions")
-    if strain is not None:
-        first_names.append("strain")
-    gradients = torch.autograd.grad(
-        interaction.sum(), [leaves[name] for name in first_names], create_graph=True, materialize_grads=True
-    )
-    first = dict(zip(first_names, gradients, strict=True))
-    if "forces" in wanted:
-        results["forces"] = -first["positions"]
-    if strain is not None:
-        results["stress"] = first["strain"] / volume[:, None, None]
-    if "polarization" in wanted:
-        results["polarization"] = -first["field"] / volume[:, None]
-    second_names = [
-        name for key, name in (("born_effective_charges", "positions"), ("polarizability", "field")) if key in wanted
-    ]
-    if second_names:
-        second = torch.autograd.grad(
-            (first["field"] * directions).sum(),
-            [leaves[name] for name in second_names],
-            create_graph=True,
-            materialize_grads=True,
-        )
-        for name, value in zip(second_names, second, strict=True):
-            if name == "positions":
-                results["born_effective_charges"] = -value
-            else:
-                results["polarizability"] = -value / volume[:, None]
-    return {key: results[key] for key in batch.targets}

@@ -13,11 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class FrameCost:
-    """What a frame costs: its atoms, its edges, and the labels that it brings (frames with the same go together)."""
+    """What a frame costs: its atoms, its edges, and what it asks for.
+
+    Frames with the same labels and the same number of field directions go together.
+    """
 
     atoms: int
     edges: int
     labels: tuple[str, ...] = ()
+    directions: int = 3
+
+    @property
+    def kind(self) -> tuple[tuple[str, ...], int]:
+        """What frames of one batch have in common."""
+        return self.labels, self.directions
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,8 @@ def epoch_batches(costs: Sequence[FrameCost], limits: BatchLimits, seed: int, ep
     """Return the batches of an epoch as lists of frame indices; every frame occurs once.
 
     Frames are permuted with a generator seeded by (seed, epoch), then filled into batches in that order, frames
-    with the same labels together so that no batch needs derivatives that few of its frames have labels for.  The
-    order of the batches is permuted again.
+    with the same labels and number of field directions together so that no batch needs derivatives that few of its
+    frames ask for.  The order of the batches is permuted again.
 
     Args:
         costs: Cost of each frame.
@@ -51,19 +60,19 @@ def epoch_batches(costs: Sequence[FrameCost], limits: BatchLimits, seed: int, ep
         epoch: Number of the epoch, from 0.
     """
     generator = np.random.default_rng([seed, epoch])
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
     for index in generator.permutation(len(costs)).tolist():
-        groups.setdefault(costs[index].labels, []).append(index)
-    batches = [batch for labels in sorted(groups) for batch in _fill(groups[labels], costs, limits)]
+        groups.setdefault(costs[index].kind, []).append(index)
+    batches = [batch for kind in sorted(groups) for batch in _fill(groups[kind], costs, limits)]
     return [batches[k] for k in generator.permutation(len(batches)).tolist()]
 
 
 def ordered_batches(costs: Sequence[FrameCost], limits: BatchLimits) -> list[list[int]]:
-    """Return batches for evaluation: sorted by labels and size, so that large frames meet large ones."""
-    order = sorted(range(len(costs)), key=lambda i: (costs[i].labels, costs[i].edges, i))
+    """Return batches for evaluation: sorted by kind and size, so that large frames meet large ones."""
+    order = sorted(range(len(costs)), key=lambda i: (costs[i].kind, costs[i].edges, i))
     batches: list[list[int]] = []
-    for labels in sorted({cost.labels for cost in costs}):
-        batches += _fill([i for i in order if costs[i].labels == labels], costs, limits)
+    for kind in sorted({cost.kind for cost in costs}):
+        batches += _fill([i for i in order if costs[i].kind == kind], costs, limits)
     return batches
 
 

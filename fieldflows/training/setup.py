@@ -115,11 +115,12 @@ def prepare(config: TrainingConfig, subsets: dict[str, Sequence[LabeledFrame]]) 
     with torch.no_grad():
         network.atomic_energies_fn.atomic_energies.zero_()
 
-    numbers = network.config.atomic_numbers
+    numbers, cutoff = network.config.atomic_numbers, network.config.r_max
+    energies = atomic_energies[0].tolist()
+    # without parity, mirrored crystals are different ones
+    symprec = None if network.config.use_so3 else config.symprec
     frames = {
-        split: make_frames(
-            subsets.get(split, ()), wanted, numbers, network.config.r_max, dtype, atomic_energies[0].tolist()
-        )
+        split: make_frames(subsets.get(split, ()), wanted, numbers, cutoff, dtype, energies, symprec)
         for split in SPLITS
     }
     labels = tuple(key for key in wanted if any(key in frame.labels for frame in frames["train"]))

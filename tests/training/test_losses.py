@@ -8,15 +8,9 @@ from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.training.config import Term
 from fieldflows.training.data import make_batch, make_frames
-from fieldflows.training.losses import (
-    Loss,
-    directional_response,
-    displaced,
-    fold_polarization,
-    penalty,
-    random_directions,
-)
+from fieldflows.training.losses import Loss, displaced, fold_polarization, penalty, random_directions
 from fieldflows.training.metrics import fold
+from fieldflows.training.response import directional_response
 from tests.training.crystals import LABELS, small_dataset, teacher
 
 CELL = torch.tensor([[4.0, 0.3, 0.1], [-0.2, 5.0, 0.4], [0.6, -0.5, 6.0]], dtype=torch.float64)

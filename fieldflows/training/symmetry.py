@@ -1,0 +1,224 @@
+"""Frames brought to their own symmetry, whose Z* and α follow from products with one or two field directions.
+
+The operations D_s = (R_s, permutation) of a crystal leave the network's function invariant, so that the products
+y_k = α·v_k and z_k = v_k·Z* with few directions v_k tell the whole tensors (:mod:`fieldflows.physics.directions`)::
+
+    α_ij = Σ_sk (R_s y_k)_i (G⁻¹ R_s v_k)_j          Z*_p[i, j] = Σ_sk (G⁻¹ R_s v_k)_i (R_s z_kκ)_j  with D_s κ = p
+
+    G = Σ_sk (R_s v_k)(R_s v_k)ᵀ
+
+Both are linear with coefficients of the crystal alone, computed once.  A loss of the completed tensors, of whatever
+form, is the loss of the full computation, and so is its gradient by the weights: it is the same function of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from fieldflows.errors import EvaluationError
+from fieldflows.physics.crystal import SymmetricCrystal, symmetrize_crystal
+from fieldflows.physics.directions import field_directions
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+FloatArray = NDArray[np.float64]
+
+SECOND_DERIVATIVES: tuple[str, ...] = ("born_effective_charges", "polarizability")
+"""Labels that need a derivative per field direction."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Field directions of a batch, and the linear maps from products with them to Z* and α.
+
+    Attributes:
+        directions: (k, g, 3), zero where a frame needs fewer than others.
+        polarizability: (g, 9, 3k) map from the products (k, 3) of a frame to α.
+        sources: (p,) atoms whose products contribute,
+        targets: (p,) to the Z* of which atoms,
+        born_charges: (p, 9, 3k) by which maps.
+    """
+
+    directions: torch.Tensor
+    polarizability: torch.Tensor
+    sources: torch.Tensor
+    targets: torch.Tensor
+    born_charges: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of directions k."""
+        return len(self.directions)
+
+    def complete(self, products: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the observables with full tensors in place of the products, differentiable.
+
+        Args:
+            products: Of :func:`~fieldflows.backends.mace_field.derivatives.respond` along the directions:
+                born_effective_charges (n, k, 3) and polarizability (g, k, 3), and any others, which stay.
+        """
+        results = dict(products)
+        if "polarizability" in products:
+            rows = products["polarizability"].flatten(1).unsqueeze(2)
+            results["polarizability"] = torch.bmm(self.polarizability, rows).view(-1, 3, 3)
+        if "born_effective_charges" in products:
+            rows = products["born_effective_charges"].flatten(1)
+            parts = torch.bmm(self.born_charges, rows.index_select(0, self.sources).unsqueeze(2)).squeeze(2)
+            sums = parts.new_zeros(len(rows), 9).index_add(0, self.targets, parts)
+            results["born_effective_charges"] = sums.view(-1, 3, 3)
+        return results
+
+
+@dataclass(frozen=True)
+class FrameSymmetry:
+    """The same for one frame, in float64.
+
+    Attributes:
+        directions: (k, 3).
+        polarizability: (9, 3k).
+        sources: (p,).
+        targets: (p,).
+        born_charges: (p, 9, 3k).
+    """
+
+    directions: FloatArray
+    polarizability: FloatArray
+    sources: NDArray[np.intp]
+    targets: NDArray[np.intp]
+    born_charges: FloatArray
+
+    @property
+    def count(self) -> int:
+        """Number of directions k."""
+        return len(self.directions)
+
+    @classmethod
+    def of(cls, directions: ArrayLike, rotations: ArrayLike, permutations: ArrayLike) -> FrameSymmetry:
+        """Return the maps for some directions and a space group.
+
+        Args:
+            directions: (k, 3) whose images under the rotations span space.
+            rotations: (s, 3, 3) orthogonal matrices in the Cartesian frame.
+            permutations: (s, n) atom on which operation s brings each atom.
+        """
+        vectors, group = np.asarray(directions, dtype=float), np.asarray(rotations, dtype=float)
+        target = np.asarray(permutations)
+        operations, n = target.shape
+        width = 3 * len(vectors)
+        images = np.einsum("sij,kj->ski", group, vectors)
+        gram = np.einsum("ski,skj->ij", images, images)
+        dual = images @ np.linalg.inv(gram)
+        alpha = np.einsum("sib,skj->ijkb", group, dual).reshape(9, width)
+        maps = np.einsum("ski,sjb->sijkb", dual, group).reshape(operations, 9, width)
+        source = np.broadcast_to(np.arange(n), target.shape)
+        pairs, place = np.unique(target * n + source, return_inverse=True)
+        born = np.zeros((len(pairs), 9, width))
+        np.add.at(born, place.reshape(target.shape), maps[:, None])
+        return cls(vectors, alpha, pairs % n, pairs // n, born)
+
+    @classmethod
+    def axes(cls, n_atoms: int) -> FrameSymmetry:
+        """Return the maps of a crystal of so many atoms without symmetry, along the three axes."""
+        return cls.of(np.eye(3), np.eye(3)[None], np.arange(n_atoms)[None])
+
+    @classmethod
+    def nothing(cls) -> FrameSymmetry:
+        """Return the maps of a frame whose Z* and α nobody asks for: no direction, zeros as result."""
+        no_atom = np.zeros(0, dtype=np.intp)
+        return cls(np.zeros((0, 3)), np.zeros((9, 0)), no_atom, no_atom, np.zeros((0, 9, 0)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a frame.
+
+    Attributes:
+        kind: "reduced" (brought to its symmetry), "unsymmetric" (three directions are needed), "too far" (its atoms
+            would have moved by more than the tolerance), "failed" (no space group was found) or "not needed" (no
+            label asks for second derivatives); the last four stay as they are.
+        moved: Largest displacement of an atom or lattice vector in Å, made ("reduced") or refused ("too far").
+        symmetry: How to complete the tensors, if reduced.
+    """
+
+    kind: Literal["reduced", "unsymmetric", "too far", "failed", "not needed"]
+    moved: float = 0.0
+    symmetry: FrameSymmetry | None = None
+
+
+def bring_to_symmetry(atoms: Atoms, symprec: float) -> tuple[Atoms, Outcome]:
+    """Return the crystal at its own symmetry if that saves field directions, else the crystal as it is.
+
+    Args:
+        atoms: The crystal; neither turned nor shifted.
+        symprec: Tolerance of the search in Å, and the farthest that atoms and lattice vectors may move.
+    """
+    if not atoms.pbc.all():
+        return atoms, Outcome("unsymmetric")
+    try:
+        found = symmetrize_crystal(atoms.cell[:], atoms.positions, atoms.numbers, symprec)
+    except (EvaluationError, np.linalg.LinAlgError):
+        return atoms, Outcome("failed")
+    directions = field_directions(found.rotations)
+    if len(directions) == 3:
+        return atoms, Outcome("unsymmetric")
+    moved = _displacement(atoms, found)
+    if moved > symprec:
+        return atoms, Outcome("too far", moved)
+    symmetric = atoms.copy()
+    symmetric.set_cell(found.cell, scale_atoms=False)
+    symmetric.positions = found.positions
+    return symmetric, Outcome("reduced", moved, FrameSymmetry.of(directions, found.rotations, found.permutations))
+
+
+def _displacement(atoms: Atoms, found: SymmetricCrystal) -> float:
+    lattice = np.linalg.norm(found.cell - atoms.cell[:], axis=1).max()
+    return float(max(found.max_shift, lattice))
+
+
+def join(
+    symmetries: Sequence[FrameSymmetry | None], sizes: Sequence[int], dtype: torch.dtype, device: torch.device | str
+) -> Reduction | None:
+    """Return the reduction of a batch; None if it has none, so that tensors are taken along the axes.
+
+    Args:
+        symmetries: By frame; None for the three axes.
+        sizes: Atoms of each frame.
+        dtype: Precision of the network.
+        device: Where the batch is.
+    """
+    if not any(item is not None and item.count for item in symmetries):
+        return None
+    members = [FrameSymmetry.axes(n) if item is None else item for item, n in zip(symmetries, sizes, strict=True)]
+    count = max(item.count for item in members)
+    offsets = np.cumsum([0, *sizes])[:-1]
+    directions = np.zeros((count, len(members), 3))
+    for g, item in enumerate(members):
+        directions[: item.count, g] = item.directions
+    padded = [_widened(item.polarizability[None], 3 * count) for item in members]
+    maps = [_widened(item.born_charges, 3 * count) for item in members]
+
+    def real(array: FloatArray) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=dtype, device=device)
+
+    def index(arrays: list[NDArray[np.intp]]) -> torch.Tensor:
+        return torch.as_tensor(np.concatenate(arrays), dtype=torch.int64, device=device)
+
+    return Reduction(
+        directions=real(directions),
+        polarizability=real(np.concatenate(padded)),
+        sources=index([item.sources + start for item, start in zip(members, offsets, strict=True)]),
+        targets=index([item.targets + start for item, start in zip(members, offsets, strict=True)]),
+        born_charges=real(np.concatenate(maps)),
+    )
+
+
+def _widened(maps: FloatArray, width: int) -> FloatArray:
+    """Return maps (..., 9, 3k) with columns of zeros for the directions that a frame does not need."""
+    return np.pad(maps, ((0, 0), (0, 0), (0, width - maps.shape[2])))
