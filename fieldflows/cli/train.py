@@ -130,6 +130,7 @@ def _plan(console: Any, settings: Any, directory: Path) -> None:
     from fieldflows.training.sampler import BatchLimits, epoch_batches
     from fieldflows.training.setup import load_dataset, prepare
     from fieldflows.training.state import load_state
+    from fieldflows.training.symmetry import describe
 
     data = load_dataset(settings)
     setup = prepare(settings, {split: data.subset(split) for split in ("train", "valid", "test")})
@@ -146,6 +147,8 @@ def _plan(console: Any, settings: Any, directory: Path) -> None:
         + f" in {directory}.",
         highlight=False,
     )
+    for split, summary in setup.symmetry().items():
+        console.print(f"{split}: {describe(summary)}.", highlight=False)
 
 
 def _summary(console: Any, result: TrainingResult) -> None:

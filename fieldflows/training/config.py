@@ -339,6 +339,10 @@ class TrainingConfig(Section):
         useful = self.loss.directions == "all" and self.run.position_noise == 0 and second
         return self.run.symprec if self.run.symmetry and useful else None
 
+    def without_symmetry(self) -> TrainingConfig:
+        """Return a copy with ``run.symmetry`` off."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"symmetry": False})})
+
     @property
     def digest(self) -> str:
         """SHA-256 of what decides the result.

@@ -36,6 +36,7 @@ from fieldflows.training.result import Reporter, Status, TrainingResult
 from fieldflows.training.sampler import BatchLimits, epoch_batches
 from fieldflows.training.setup import Setup, load_dataset, prepare
 from fieldflows.training.state import TrainingState, clear_states, load_state, save_state
+from fieldflows.training.symmetry import describe
 
 if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
@@ -127,7 +128,10 @@ class Trainer:
         """Train until an end is reached, then write the report, with or without figures."""
         self._restore()
         self._write_config()
-        self._log_event("resume" if self.state.step else "start", step=self.state.step)
+        symmetry = self.setup.symmetry()
+        self._log_event("resume" if self.state.step else "start", step=self.state.step, symmetry=symmetry)
+        for split, found in symmetry.items():
+            self.reporter.message(f"{split}: {describe(found)}.")
         self._resumed_at, self._started = self.state.seconds, time.monotonic()
         self._saved_at = time.monotonic()
         with stop_signals(self._request_stop):
@@ -317,9 +321,11 @@ class Trainer:
         found = (state.config_digest, state.dataset_digest)
         if found != (self.state.config_digest, self.state.dataset_digest):
             what = "configuration" if found[0] != self.state.config_digest else "dataset"
+            advice = "Resume with the settings of that run, choose another --out, or start again with --fresh."
+            if found[0] == self.config.without_symmetry().digest:
+                advice = "That run did not know run.symmetry, or had it off: set it to false to go on. " + advice
             raise TrainingError(
-                f"{self.directory} holds a run with another {what} (see {self.directory / CONFIG_NAME}).",
-                "Resume with the settings of that run, choose another --out, or start again with --fresh.",
+                f"{self.directory} holds a run with another {what} (see {self.directory / CONFIG_NAME}).", advice
             )
         self.state = state
         copy_into(self.parameters, state.part("model"))

@@ -22,6 +22,7 @@ from fieldflows.training.metrics import QUANTITIES, Predictions, TrivialPredicto
 from fieldflows.training.sampler import BatchLimits
 from fieldflows.training.setup import SPLITS, Setup
 from fieldflows.training.state import TrainingState
+from fieldflows.training.symmetry import describe
 
 if TYPE_CHECKING:
     from fieldflows.training.data import Frame
@@ -158,6 +159,7 @@ def metrics_document(setup: Setup, state: TrainingState, result: TrainingResult)
         "seconds": round(result.seconds, 3),
         "best": result.best,
         "frames": {split: len(frames) for split, frames in setup.frames.items()},
+        "symmetry": setup.symmetry(),
         "materials": {split: len({f.name.split(" ")[0] for f in frames}) for split, frames in setup.frames.items()},
         "model": result.metrics,
         "trivial_predictor": result.baselines,
@@ -190,6 +192,7 @@ def model_card(config: TrainingConfig, setup: Setup, state: TrainingState, resul
         f"| Elements ({len(network.atomic_numbers)}) | {elements} |",
         f"| Dataset digest | `{state.dataset_digest}` |",
         f"| Frames | {', '.join(f'{split} {len(frames)}' for split, frames in setup.frames.items())} |",
+        *(f"| Symmetry, {split} | {describe(summary)} |" for split, summary in setup.symmetry().items()),
         f"| Run | {result.epochs} epochs, {result.steps} steps, {result.seconds / 60:.1f} min, seed {config.run.seed}, "
         f"ended by: {result.status}; best at epoch {result.best.get('epoch')} |",
         f"| Checkpoint sha256 | `{result.sha256}` |",

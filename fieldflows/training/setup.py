@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from fieldflows.training.data import (
     make_frames,
 )
 from fieldflows.training.losses import Loss
+from fieldflows.training.symmetry import summarize
 
 if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
@@ -56,6 +57,11 @@ class Setup:
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Trained parameters by name."""
         return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+
+    def symmetry(self) -> dict[str, dict[str, Any]]:
+        """Return what became of the frames of each split that were to be brought to their symmetry."""
+        found = {split: summarize([frame.outcome for frame in frames]) for split, frames in self.frames.items()}
+        return {split: summary for split, summary in found.items() if summary}
 
     def baselines(self) -> dict[int, float]:
         """Return the atomic energies in eV by atomic number (first head)."""

@@ -13,9 +13,10 @@ form, is the loss of the full computation, and so is its gradient by the weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -180,6 +181,40 @@ def bring_to_symmetry(atoms: Atoms, symprec: float) -> tuple[Atoms, Outcome]:
 def _displacement(atoms: Atoms, found: SymmetricCrystal) -> float:
     lattice = np.linalg.norm(found.cell - atoms.cell[:], axis=1).max()
     return float(max(found.max_shift, lattice))
+
+
+def summarize(outcomes: Sequence[Outcome | None]) -> dict[str, Any]:
+    """Return how many frames need how many directions and how far they were moved, in JSON types; empty if none was.
+
+    Args:
+        outcomes: By frame; None where nothing was asked for.
+    """
+    found = [item for item in outcomes if item is not None and item.kind != "not needed"]
+    if not found:
+        return {}
+    reduced = [item for item in found if item.symmetry is not None]
+    moved = [item.moved for item in reduced]
+    left = Counter(item.kind for item in found if item.symmetry is None)
+    directions = Counter(3 if item.symmetry is None else item.symmetry.count for item in found)
+    return {
+        "frames": len(found),
+        "directions": {str(count): directions[count] for count in (1, 2, 3)},
+        "left_as_they_are": {kind: left[kind] for kind in ("unsymmetric", "too far", "failed")},
+        "moved_median": float(np.median(moved)) if moved else 0.0,
+        "moved_max": max(moved, default=0.0),
+        "unit": "Å",
+    }
+
+
+def describe(summary: Mapping[str, Any]) -> str:
+    """Return such a summary in one sentence."""
+    one, two, three = (summary["directions"][count] for count in "123")
+    left = summary["left_as_they_are"]
+    return (
+        f"{summary['frames']} frames at their own symmetry: {one} need one field direction, {two} two, {three} three "
+        f"(too far {left['too far']}, failed {left['failed']}); "
+        f"moved by {summary['moved_median']:.1e} Å (median), {summary['moved_max']:.1e} Å (most)"
+    )
 
 
 def join(

@@ -82,6 +82,38 @@ def small_dataset(n_train: int = 8, n_valid: int = 2, n_test: int = 2, names=LAB
     return SmallDataset(frames)
 
 
+def symmetric(compound: int, shape: int) -> Atoms:
+    """Return rock salt as it is, orthorhombic, sheared to a monoclinic crystal, or without any symmetry.
+
+    They need 1, 1, 2 and 3 field directions.
+    """
+    formula, a = COMPOUNDS[compound]
+    atoms = bulk(formula, "rocksalt", a=a)
+    strain = [np.zeros((3, 3)), np.diag([0.02, -0.03, 0.05]), np.diag([0.02, -0.03, 0.05]), np.zeros((3, 3))][shape]
+    if shape == 2:
+        strain[0, 1] = strain[1, 0] = 0.04
+    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + strain), scale_atoms=True)
+    if shape == 3:
+        return rattled(compound, 7)
+    # a distortion that a search within 1 mÅ takes for noise
+    atoms.positions += 1e-5 * np.random.default_rng([compound, shape]).uniform(-1, 1, size=atoms.positions.shape)
+    return atoms
+
+
+def symmetric_dataset(names=LABELS) -> SmallDataset:
+    """Return frames that need 1, 1, 2 and 3 field directions, of two compounds for training and a third otherwise."""
+    network = teacher()
+    frames = []
+    for split, compounds in (("train", (0, 1)), ("valid", (2,))):
+        for compound in compounds:
+            for shape in range(4):
+                atoms = symmetric(compound, shape)
+                labels = label(network, atoms, names)
+                index = 10 * compound + shape
+                frames.append(LabeledFrame(atoms, labels, COMPOUNDS[compound][0], "teacher", index, split=split))
+    return SmallDataset(frames)
+
+
 def tiny_config(**changes) -> TrainingConfig:
     """Return a configuration of a tiny network; sections are merged key by key."""
     data = {

@@ -86,6 +86,25 @@ def test_digest_covers_what_decides_the_result_and_nothing_else():
     assert constant[0] == constant[1], "without a cosine a run may be prolonged"
 
 
+def test_symmetry_counts_only_where_it_has_an_effect():
+    """Runs that began before the option existed have the digest of runs without it."""
+    base = config()
+    assert base.symprec == 1e-3
+    off = config(run={"symmetry": False})
+    assert off.symprec is None
+    assert base.without_symmetry().digest == off.digest != base.digest
+    assert config(run={"symprec": 1e-4}).digest != base.digest
+    assert config(run={"symprec": 1e-4, "symmetry": False}).digest == off.digest
+    for sections in (
+        {"loss": {"directions": "random"}},
+        {"loss": {"terms": {"forces": {}, "polarization": {}}}},
+        {"run": {"position_noise": 0.02}},
+    ):
+        made = config(**sections)
+        assert made.symprec is None
+        assert made.digest == made.without_symmetry().digest
+
+
 def test_every_field_says_what_it_means():
     def fields(model):
         for name, field in model.model_fields.items():

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.errors import SettingsError, TrainingError
 from fieldflows.training.loop import train as train_with_figures
 from fieldflows.training.result import Reporter
-from tests.training.crystals import ALL_TERMS, small_dataset, tiny_config
+from tests.training.crystals import ALL_TERMS, small_dataset, symmetric_dataset, tiny_config
 
 ELECTRONIC = ("born_effective_charges", "polarizability")
 
@@ -164,6 +165,7 @@ def test_another_seed_gives_another_model(dataset, tmp_path, uninterrupted):
 
 SCRIPT = """
 import sys, time
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
@@ -176,7 +178,9 @@ class Slow(Reporter):
         sys.stdout.write(f"{state.step}\\n")
         sys.stdout.flush()
         if state.step == int(sys.argv[3]):
-            time.sleep(60)
+            end = time.monotonic() + 60
+            while time.monotonic() < end and not (Path(sys.argv[1]) / "signal was sent").exists():
+                time.sleep(0.05)
 
     def message(self, text):
         sys.stdout.write(text + "\\n")
@@ -213,6 +217,7 @@ def test_kill_9_then_sigterm_then_the_same_result(uninterrupted, dataset, tmp_pa
             with pytest.raises(TrainingError, match="Another process"):
                 train(variant("cosine"), tmp_path, dataset=dataset)
             os.kill(process.pid, signal.SIGTERM)
+            (tmp_path / "signal was sent").touch()
     assert process.wait(timeout=120) == 0
     assert lines[0].startswith("Going on at epoch 1, step 4")
     assert lines[-1] == "status interrupted"
@@ -286,6 +291,58 @@ def test_max_minutes_ends_in_order_and_more_minutes_go_on(dataset, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["status"] == "time"
     result = train(variant("cosine"), tmp_path, dataset=dataset)
     assert (result.status, result.steps) == ("epochs", 9)
+
+
+def test_runs_on_symmetric_frames_resume_bitwise_and_say_what_was_moved(tmp_path):
+    data = symmetric_dataset(ELECTRONIC)
+    config = tiny_config(run={"epochs": 2, "checkpoint_steps": 1, "batch_structures": 2})
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = train(config, whole, dataset=data)
+    # by number of directions: 4 frames in two batches, 2 in one, 2 in one
+    assert result.steps == 8
+    metrics = json.loads((whole / "metrics.json").read_text())
+    assert metrics["symmetry"]["train"]["directions"] == {"1": 4, "2": 2, "3": 2}
+    assert metrics["symmetry"]["valid"]["directions"] == {"1": 2, "2": 1, "3": 1}
+    assert 1e-6 < metrics["symmetry"]["train"]["moved_max"] < 5e-5
+    start = json.loads((whole / "log.jsonl").read_text().splitlines()[0])
+    assert start["symmetry"] == metrics["symmetry"]
+    assert "4 need one field direction" in (whole / "README.md").read_text()
+
+    with pytest.raises(Crash):
+        train(config, broken, dataset=data, reporter=CrashAt(step=3))
+    train(config, broken, dataset=data)
+    assert outcome(broken) == outcome(whole)
+
+
+def test_going_on_with_a_run_without_symmetry_is_explained(tmp_path):
+    """As with a run that was begun before the option existed: its state has the digest of the option off."""
+    data = symmetric_dataset(ELECTRONIC)
+    without = tiny_config(run={"epochs": 1, "symmetry": False, "checkpoint_steps": 1})
+    with pytest.raises(Crash):
+        train(without, tmp_path, dataset=data, reporter=CrashAt(step=2))
+    with pytest.raises(TrainingError, match=r"another configuration.*run\.symmetry.*set it to false"):
+        train(tiny_config(run={"epochs": 1}), tmp_path, dataset=data)
+    assert train(without, tmp_path, dataset=data).status == "epochs"
+    assert json.loads((tmp_path / "metrics.json").read_text())["symmetry"] == {}
+
+
+def test_the_course_of_the_loss_does_not_depend_on_the_reduction(tmp_path, monkeypatch):
+    """The same frames in the same batches, completed from few directions or taken along three."""
+    data = symmetric_dataset()
+    config = tiny_config(run={"epochs": 1, "ema_decay": None}, loss={"terms": ALL_TERMS})
+    reduced = train(config, tmp_path / "reduced", dataset=data)
+    used = []
+
+    def along_axes(network, batch, create_graph=False):
+        used.append(batch.reduction)
+        return respond(network, batch.graph, tuple(batch.targets), create_graph=create_graph)
+
+    monkeypatch.setattr("fieldflows.training.loop.full_response", along_axes)
+    full = train(config, tmp_path / "full", dataset=data)
+    assert any(reduction is not None for reduction in used)
+    for mine, theirs in zip(reduced.history, full.history, strict=True):
+        assert mine["train"] == pytest.approx(theirs["train"], rel=1e-7)
+        assert mine["valid"] == pytest.approx(theirs["valid"], rel=1e-7)
 
 
 def test_patience_stops_a_run_that_does_not_improve(dataset, tmp_path):

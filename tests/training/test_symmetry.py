@@ -22,7 +22,7 @@ from fieldflows.training.evaluation import predict
 from fieldflows.training.losses import Loss
 from fieldflows.training.response import full_response
 from fieldflows.training.sampler import BatchLimits, epoch_batches
-from fieldflows.training.symmetry import bring_to_symmetry
+from fieldflows.training.symmetry import FrameSymmetry, Outcome, bring_to_symmetry, describe, summarize
 from tests.training.crystals import LABELS
 
 NUMBERS = [8, 14, 16, 22, 30, 38]
@@ -306,3 +306,23 @@ def test_labels_stay_and_frames_without_second_derivatives_are_not_searched(monk
     skipped = make_frames([forces], LABELS, NUMBERS, CUTOFF, torch.float64, symprec=1e-3)[0]
     assert skipped.outcome.kind == "not needed"
     np.testing.assert_array_equal(skipped.atoms.positions, noisy.positions)
+
+
+def test_the_summary_counts_what_was_done():
+    assert summarize([None, Outcome("not needed", symmetry=FrameSymmetry.nothing())]) == {}
+    one, two = (bring_to_symmetry(CRYSTALS[name][0], 1e-3)[1] for name in ("cubic", "monoclinic"))
+    outcomes = [
+        replace(one, moved=1e-5), replace(one, moved=3e-5), replace(two, moved=2e-4), None,
+        Outcome("unsymmetric"), Outcome("too far", 2e-3), Outcome("failed"),
+        Outcome("not needed", symmetry=FrameSymmetry.nothing()),
+    ]  # fmt: skip
+    found = summarize(outcomes)
+    assert found == {
+        "frames": 6,
+        "directions": {"1": 2, "2": 1, "3": 3},
+        "left_as_they_are": {"unsymmetric": 1, "too far": 1, "failed": 1},
+        "moved_median": 3e-5,
+        "moved_max": 2e-4,
+        "unit": "Å",
+    }
+    assert "2 need one field direction, 1 two, 3 three" in describe(found)
