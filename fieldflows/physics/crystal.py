@@ -93,20 +93,35 @@ class SymmetricCrystal:
 
     def _primitive_lattice(self, pure: list[int], count: int) -> FloatArray:
         """Return short lattice vectors (rows) of the lattice that cell and pure translations span."""
-        inverse = np.linalg.inv(self.cell)
+        compact = compact_cell(self.cell)[0]  # a skewed cell hides its shortest vectors
+        inverse = np.linalg.inv(compact)
         steps = []
         for s in pure:
             step = (self.positions[self.permutations[s, 0]] - self.positions[0]) @ inverse
             # a translation of order m has fractions of m, which divides the number of translations
             step = np.round(step * count) / count
-            steps.append((step - np.round(step)) @ self.cell)
-        import spglib
+            steps.append((step - np.round(step)) @ compact)
+        return reduced_basis(np.array([*steps, *compact]), abs(np.linalg.det(compact)) / count)
 
-        # a skewed cell hides its shortest vectors
-        compact = spglib.delaunay_reduce(self.cell)
-        return reduced_basis(
-            np.array([*steps, *(self.cell if compact is None else compact)]), abs(np.linalg.det(self.cell)) / count
-        )
+
+def compact_cell(cell: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return the shortest lattice vectors (rows, Å) of a lattice, and the integer matrix T: compact = T · cell.
+
+    Averages and inverses in a skewed cell lose as many digits as the square of its condition number has.
+
+    Raises:
+        EvaluationError: If the reduction does not end, for a cell that is all but flat.
+    """
+    from ase.geometry import minkowski_reduce
+
+    lattice = np.asarray(cell, dtype=float)
+    try:
+        transform = minkowski_reduce(lattice)[1]
+    except RuntimeError as error:
+        raise EvaluationError(
+            f"The cell cannot be reduced to short vectors: {error}.", "Give a reduced cell."
+        ) from error
+    return transform @ lattice, np.asarray(transform, dtype=float)
 
 
 def reduced_basis(vectors: ArrayLike, volume: float) -> FloatArray:
@@ -157,7 +172,8 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
     Raises:
         EvaluationError: If no space group is found, or an operation maps an atom on none.
     """
-    lattice, fractional, dataset = search_symmetry(cell, positions, numbers, symprec)
+    compact, transform = compact_cell(cell)
+    lattice, fractional, dataset = search_symmetry(compact, positions, numbers, symprec)
     kinds = np.asarray(numbers, dtype=np.intp)
     matrices = dataset.rotations.astype(float)
     permutations = atom_permutations(
@@ -179,7 +195,7 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
     rotations = columns @ matrices @ np.linalg.inv(columns)
     identity = np.arange(len(kinds))
     return SymmetricCrystal(
-        cell=new_lattice,
+        cell=np.round(np.linalg.inv(transform)) @ new_lattice,
         positions=new_positions,
         numbers=kinds,
         rotations=rotations,
