@@ -25,40 +25,63 @@ class Cost:
     """What a crystal costs.
 
     Attributes:
-        edges: Neighbor pairs; time and memory of one product are proportional to them.
+        size: Bytes at the peak of its evaluation (:func:`peak_bytes`); the time of one product is proportional to it.
         products: Vector-Jacobian products that it needs.
     """
 
-    edges: int
+    size: float
     products: int
 
 
-def pack(costs: Sequence[Cost], budget: int) -> list[list[int]]:
-    """Return groups of indices with at most ``budget`` edges each; a crystal that has more stands alone.
+PER_EDGE, PER_ATOM = 170.0, 9000.0
+"""Numbers per channel that an evaluation holds for each neighbor pair and each atom, in two layers, with second
+derivatives.  Measured as peak resident memory of the fast engine (crystals of 36 and 80 atoms, and 32 of 5 atoms at
+once; correlation 3, vectors as hidden features), rounded up."""
+WITHOUT_SECOND = 0.35
+"""The part of it that an evaluation without second derivatives holds."""
+
+
+def peak_bytes(edges: int, atoms: int, channels: int, layers: int, item_size: int, second: bool) -> float:
+    """Return about how much memory an evaluation takes at its peak, in bytes.
+
+    Args:
+        edges: Neighbor pairs.
+        atoms: Atoms.
+        channels: Channels of the hidden features.
+        layers: Interaction layers.
+        item_size: Bytes of one number.
+        second: Whether second derivatives are taken.
+    """
+    numbers = (PER_EDGE * edges + PER_ATOM * atoms) * channels * layers / 2
+    return numbers * item_size * (1.0 if second else WITHOUT_SECOND)
+
+
+def pack(costs: Sequence[Cost], budget: float) -> list[list[int]]:
+    """Return groups of indices with sizes of at most ``budget`` in all; a crystal that has more stands alone.
 
     A batch takes as many products as its most demanding member, so that crystals are sorted by products first and a
     batch ends where they differ by more than :data:`SIMILAR`.
     """
-    order = sorted(range(len(costs)), key=lambda i: (costs[i].products, costs[i].edges, i))
+    order = sorted(range(len(costs)), key=lambda i: (costs[i].products, costs[i].size, i))
     groups: list[list[int]] = []
-    filled = least = 0
+    filled, least = 0.0, 0
     for index in order:
         cost = costs[index]
         similar = cost.products <= max(SIMILAR * least, least + 1)
-        if groups and filled + cost.edges <= budget and similar:
+        if groups and filled + cost.size <= budget and similar:
             groups[-1].append(index)
-            filled += cost.edges
+            filled += cost.size
         else:
             groups.append([index])
-            filled, least = cost.edges, cost.products
+            filled, least = cost.size, cost.products
     return groups
 
 
 def run_in_batches(
     costs: Sequence[Cost],
-    budget: int,
+    budget: float,
     evaluate: Callable[[list[int]], Sequence[T | Exception]],
-) -> tuple[list[T | Exception], int]:
+) -> tuple[list[T | Exception], float]:
     """Evaluate everything in packed batches, and whatever happens give one outcome for each item.
 
     When memory runs out, the budget is halved for all that remains and the work goes on.  A batch that fails for
@@ -66,7 +89,7 @@ def run_in_batches(
 
     Args:
         costs: Cost of each item.
-        budget: Edges of a batch.
+        budget: Bytes of a batch.
         evaluate: Takes indices, returns outcomes in their order.
 
     Returns:
@@ -85,7 +108,7 @@ def run_in_batches(
             outcomes[group[0]] = _explained(problem, costs[group[0]])
         elif out_of_memory(problem):
             _free_memory()
-            budget = max(sum(costs[i].edges for i in group) // 2, 1)
+            budget = sum(costs[i].size for i in group) / 2
             logger.warning("memory ran out with %d crystals in a batch; batches are halved", len(group))
             rest = [*group, *(i for others in pending for i in others)]
             pending = [[rest[k] for k in part] for part in pack([costs[i] for i in rest], budget)]
@@ -110,7 +133,8 @@ def _explained(error: Exception, cost: Cost) -> Exception:
         return error
     _free_memory()
     return EvaluationError(
-        f"Memory ran out for one crystal alone, with {cost.edges} neighbor pairs: {str(error).splitlines()[0]}",
+        f"Memory ran out for one crystal alone, of an estimated need of {cost.size / 1e9:.2g} GB: "
+        f"{str(error).splitlines()[0]}",
         "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from fieldflows.backends.base import Directions, ModelInfo, Response
 from fieldflows.backends.mace_field._mace import o3
-from fieldflows.backends.mace_field.batches import Cost, available_bytes, run_in_batches
+from fieldflows.backends.mace_field.batches import Cost, available_bytes, peak_bytes, run_in_batches
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, checkpoint_bytes, load_checkpoint
 from fieldflows.backends.mace_field.derivatives import respond, unit_displacements
 from fieldflows.backends.mace_field.engine.engine import fastest
@@ -29,14 +29,11 @@ from fieldflows.structures import StructureLike, as_atoms, check_structure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
-EDGES_PER_BATCH = {"cpu": 2000, "cuda": 60000}
-"""Edges that are evaluated at once; on a CPU larger batches fall out of its caches."""
+BATCH_BYTES = 5e8
+"""Bytes of a batch on a CPU; larger ones were slower, because they fall out of its caches."""
 
-ARRAYS_FIRST = 100.0
-"""Arrays (edges, channels) that an evaluation without second derivatives holds at its peak, in two layers."""
-
-ARRAYS_SECOND = 250.0
-"""The same with second derivatives."""
+GPU_FRACTION = 0.5
+"""Part of the free memory of a GPU that a batch may take by estimate."""
 
 UNCHECKED_BYTES = 1e9
 """Smaller needs are not compared with what is available."""
@@ -50,7 +47,8 @@ class MACEFieldModel:
         metadata: Its description.
         sha256: Hash of the checkpoint file; computed from the serialization if not given.
         head: Head to evaluate, by name; the first by default.
-        edges_per_batch: Edges to evaluate at once; by device if not given.
+        batch_bytes: Estimated bytes of what is evaluated at once; by device if not given, and less after memory
+            has run out.
         memory_budget: Bytes that one crystal may take; what is available if not given.
         engine: ``"fast"`` evaluates the same function several times faster where it covers the architecture;
             ``"reference"`` is the network itself.
@@ -62,8 +60,8 @@ class MACEFieldModel:
         metadata: CheckpointMetadata,
         sha256: str | None = None,
         head: str | None = None,
-        edges_per_batch: int | None = None,
-        memory_budget: int | None = None,
+        batch_bytes: float | None = None,
+        memory_budget: float | None = None,
         engine: Literal["fast", "reference"] = "fast",
     ) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -88,7 +86,7 @@ class MACEFieldModel:
             license=metadata.license,
             provenance=dict(metadata.provenance),
         )
-        self.edges_per_batch = edges_per_batch or EDGES_PER_BATCH.get(network.device.type, 2000)
+        self.batch_bytes = batch_bytes
         self.memory_budget = memory_budget
 
     @property
@@ -181,8 +179,11 @@ class MACEFieldModel:
             along = None if directions is None else [directions[i] for i in chosen]
             return self._evaluate(batch, applied[chosen], names, along)
 
-        costs = [_cost(graphs[i], names, None if directions is None else directions[i]) for i in places]
-        done, self.edges_per_batch = run_in_batches(costs, self.edges_per_batch, evaluate)
+        costs = [self._cost(graphs[i], names, None if directions is None else directions[i]) for i in places]
+        before = self._batch_budget()
+        done, budget = run_in_batches(costs, before, evaluate)
+        if budget < before:
+            self.batch_bytes = budget
         outcomes.update(zip(places, done, strict=True))
         return [outcomes[index] for index in range(len(structures))]
 
@@ -229,47 +230,45 @@ class MACEFieldModel:
             outcomes.append(Response(**parts, field=fields[g].copy()))
         return outcomes
 
+    def _cost(self, graph: Graph, names: tuple[str, ...], directions: Directions | None) -> Cost:
+        """Return what a crystal takes: bytes, and products for its second derivatives."""
+        config, atoms = self.network.config, len(graph["positions"])
+        products, second = 1, False
+        if set(names) & {"born_effective_charges", "polarizability"}:
+            products, second = 1 + (3 if directions is None else len(directions.field)), True
+        if "hessian" in names:
+            known = None if directions is None else directions.displacements
+            products, second = products + (3 * atoms if known is None else len(known)), True
+        channels = o3.Irreps(config.hidden_irreps)[0].mul
+        item_size = torch.finfo(self.network.dtype).bits // 8
+        edges = graph["edge_index"].shape[1]
+        return Cost(peak_bytes(edges, atoms, channels, config.num_interactions, item_size, second), products)
+
+    def _batch_budget(self) -> float:
+        """Return the bytes of a batch."""
+        if self.batch_bytes is not None:
+            return self.batch_bytes
+        if self.network.device.type == "cpu":
+            return BATCH_BYTES
+        there = available_bytes(self.network.device)
+        return BATCH_BYTES if there is None else GPU_FRACTION * there
+
     def _check_memory(self, graph: Graph, names: tuple[str, ...]) -> None:
         """Raise if a crystal cannot fit into memory: on a CPU the system would end the process, and all work with it.
 
         Raises:
             EvaluationError: Says how much is needed and how much there is.
         """
-        edges = graph["edge_index"].shape[1]
-        needed = edges * bytes_per_edge(self.network, names)
+        needed = self._cost(graph, names, None).size
         if needed < UNCHECKED_BYTES:
             return
         there = available_bytes(self.network.device) if self.memory_budget is None else self.memory_budget
         if there is not None and needed > there:
             raise EvaluationError(
-                f"A crystal of {len(graph['positions'])} atoms with {edges} neighbor pairs needs about "
-                f"{needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
+                f"A crystal of {len(graph['positions'])} atoms with {graph['edge_index'].shape[1]} neighbor pairs needs "
+                f"about {needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
                 "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
             )
-
-
-def bytes_per_edge(network: MACEFieldNetwork, names: Sequence[str]) -> float:
-    """Return about how much memory a neighbor pair takes at the peak of an evaluation, in bytes.
-
-    The numbers of arrays per edge and channel were measured with the fast engine on crystals of 36 and 80 atoms.
-    """
-    channels = o3.Irreps(network.config.hidden_irreps).count("0e")
-    second = set(names) & {"born_effective_charges", "polarizability", "hessian"}
-    arrays = (ARRAYS_SECOND if second else ARRAYS_FIRST) * network.config.num_interactions / 2
-    return arrays * channels * torch.finfo(network.dtype).bits / 8
-
-
-def _cost(graph: Graph, names: tuple[str, ...], directions: Directions | None) -> Cost:
-    """Return edges, and the products of a crystal for its second derivatives."""
-    products = 1
-    if set(names) & {"born_effective_charges", "polarizability"}:
-        products += 3 if directions is None else len(directions.field)
-    if "hessian" in names:
-        if directions is None or directions.displacements is None:
-            products += 3 * len(graph["positions"])
-        else:
-            products += len(directions.displacements)
-    return Cost(graph["edge_index"].shape[1], products)
 
 
 def _stacked(

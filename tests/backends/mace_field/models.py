@@ -74,11 +74,11 @@ def small_network(seed: int = 3, lively: bool = True, **changes: Any) -> MACEFie
     return _cached(small_config(**changes).model_dump_json(), seed, lively)
 
 
-def small_model(seed: int = 3, edges_per_batch: int | None = None, **changes: Any) -> MACEFieldModel:
+def small_model(seed: int = 3, batch_bytes: float | None = None, **changes: Any) -> MACEFieldModel:
     """A model around :func:`small_network`, declared as trained on everything."""
     network = small_network(seed, **changes)
     metadata = CheckpointMetadata(name="small", network=network.config, trained_labels=ALL[:-1])
-    return MACEFieldModel(network, metadata, sha256="0" * 64, edges_per_batch=edges_per_batch)
+    return MACEFieldModel(network, metadata, sha256="0" * 64, batch_bytes=batch_bytes)
 
 
 def triclinic() -> Atoms:

@@ -25,7 +25,7 @@ TOLERANCE = 1e-8
 
 @pytest.fixture(params=MODELS, scope="module")
 def model(request):
-    return small_model(edges_per_batch=4000, **MODELS[request.param])
+    return small_model(batch_bytes=2e8, **MODELS[request.param])
 
 
 @pytest.fixture(params=["no field", "field"], scope="module")
