@@ -137,7 +137,7 @@ def evaluate_chunk(
                 outcome.hessians[key_of[position]] = response
 
     on_cpu = str(getattr(model, "device", "cpu")).startswith("cpu")
-    batch = TOGETHER if on_cpu else MAX_BATCH_STRUCTURES
+    batch = TOGETHER if on_cpu else MAX_BATCH_STRUCTURES["gpu"]
     keys = list(fresh)
     step = max(len(keys), 1) if relax is None else TOGETHER
     for start in range(0, len(keys), step):

@@ -19,10 +19,10 @@ from fieldflows.structures import as_atoms
 if TYPE_CHECKING:
     from fieldflows.structures import StructureLike
 
-MAX_BATCH_ATOMS = 512
-"""Atoms evaluated together, unless one structure alone has more."""
-MAX_BATCH_STRUCTURES = 64
-"""Structures evaluated together."""
+MAX_BATCH_ATOMS = {"cpu": 512, "gpu": 20_000}
+"""Atoms handed to a model together, unless one structure alone has more; the model cuts them into its own batches."""
+MAX_BATCH_STRUCTURES = {"cpu": 64, "gpu": 1000}
+"""Structures handed to a model together."""
 
 Outcome = Document | FailureDocument
 
@@ -47,8 +47,8 @@ def run_property(
     *,
     extra_settings: Mapping[str, Any] | None = None,
     seed: int | None = None,
-    max_batch_atoms: int = MAX_BATCH_ATOMS,
-    max_batch_structures: int = MAX_BATCH_STRUCTURES,
+    max_batch_atoms: int | None = None,
+    max_batch_structures: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_result: Callable[[int, Outcome], None] | None = None,
     on_responses: Callable[[int, Sequence[Response]], None] | None = None,
@@ -66,8 +66,8 @@ def run_property(
         hessian_model: Separate model of forces and Hessian.
         extra_settings: Settings of the steps around the property, in JSON types; part of key and provenance.
         seed: Seed to record.
-        max_batch_atoms: Atoms evaluated together.
-        max_batch_structures: Structures evaluated together.
+        max_batch_atoms: Atoms handed to a model together; by its device if not given.
+        max_batch_structures: Structures handed to a model together; by its device if not given.
         progress: Called with (done, total) after each structure.
         on_result: Called with (index, outcome) as soon as an outcome is there; its errors are not caught.
         on_responses: Called with (index, responses of the plan) before a document is made of them.
@@ -78,6 +78,9 @@ def run_property(
     bound = prop.bind(model.info, None if hessian_model is None else hessian_model.info)
     cards = (model_card(model), None if hessian_model is None else model_card(hessian_model))
     extra = dict(extra_settings or {})
+    device = "cpu" if cards[0].device.startswith("cpu") else "gpu"
+    max_batch_atoms = max_batch_atoms or MAX_BATCH_ATOMS[device]
+    max_batch_structures = max_batch_structures or MAX_BATCH_STRUCTURES[device]
     outcomes: dict[int, Outcome] = {}
     total = len(structures)
 

@@ -265,8 +265,8 @@ class MACEFieldModel:
         there = available_bytes(self.network.device) if self.memory_budget is None else self.memory_budget
         if there is not None and needed > there:
             raise EvaluationError(
-                f"A crystal of {len(graph['positions'])} atoms with {graph['edge_index'].shape[1]} neighbor pairs needs "
-                f"about {needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
+                f"A crystal of {len(graph['positions'])} atoms with {graph['edge_index'].shape[1]} neighbor pairs "
+                f"needs about {needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
                 "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
             )
 
