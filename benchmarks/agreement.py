@@ -14,7 +14,7 @@ FLOORS = {
     "stress": 1e-5,
     "polarization": 1e-5,
     "born_effective_charges": 1e-3,
-    "polarizability": 1e-5,
+    "polarizability": 1e-6,
     "hessian": 1e-2,
 }
 """Scale on which an observable is compared that vanishes (forces and P that symmetry forbids), in internal units."""

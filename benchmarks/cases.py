@@ -18,6 +18,7 @@ from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.backends.mace_field.network import NetworkConfig, build_network
 from fieldflows.observables import OBSERVABLES
+from fieldflows.physics.crystal import symmetrize_crystal
 
 TAGS = ("p5", "q9", "m36", "l80")
 """The headline crystals; the letter stands for the lattice, the number for the atoms in the conventional cell."""
@@ -29,6 +30,12 @@ IN_DATA = {
     "l80": ("dielectric_valid_dev.extxyz.xz", 287, "Li4Mn16O48P12"),
 }
 """File, frame and formula of the headline crystals in the shared data files (environment FIELDFLOWS_DATA)."""
+
+SYMPREC = 1e-3
+"""Tolerance of the space groups in Å, the default of the package."""
+
+FIELD_GAIN = 100.0
+"""Random weights of the field blocks are enlarged by this, so that Z* has the size of that of a crystal."""
 
 Source = Literal["data", "published"]
 
@@ -86,17 +93,17 @@ def data_crystals() -> dict[str, Atoms] | None:
         return None
     found = {}
     for tag, (name, index, formula) in IN_DATA.items():
-        atoms = bare(read_frame(Path(folder) / name, index))
+        atoms = bare(read_frames(Path(folder) / name, index)[0])
         if atoms.get_chemical_formula() != formula:
             return None
         found[tag] = atoms
     return found
 
 
-def read_frame(path: Path, index: int) -> Atoms:
-    """Return one frame of a compressed extended XYZ file."""
+def read_frames(path: Path, index: int | None = None) -> list[Atoms]:
+    """Return all frames of a compressed extended XYZ file, or one of them."""
     with lzma.open(path, "rt") as file:
-        return ase.io.read(file, index, format="extxyz")
+        return list(ase.io.read(file, ":" if index is None else slice(index, index + 1), format="extxyz"))
 
 
 def bare(atoms: Atoms) -> Atoms:
@@ -105,13 +112,28 @@ def bare(atoms: Atoms) -> Atoms:
 
 
 def headline_crystals(source: Source | None = None) -> tuple[Source, dict[str, Atoms]]:
-    """Return where the crystals come from, and the crystals by tag; from the data files if they are at hand."""
+    """Return where the crystals come from, and the crystals by tag; from the data files if they are at hand.
+
+    They obey their space group to rounding: coordinates of files do to 2e-6 Å, which would show in the comparison of
+    results with and without symmetry.
+    """
     found = None if source == "published" else data_crystals()
-    if found is not None:
-        return "data", found
-    if source == "data":
+    if found is None and source == "data":
         raise SystemExit("The data files were asked for, but FIELDFLOWS_DATA does not hold them.")
-    return "published", published_crystals()
+    name: Source = "published" if found is None else "data"
+    return name, {tag: symmetrized(atoms) for tag, atoms in (found or published_crystals()).items()}
+
+
+def symmetrized(atoms: Atoms) -> Atoms:
+    """Return the crystal at its own symmetry, in its own cell and frame."""
+    exact = symmetrize_crystal(atoms.cell[:], atoms.positions, atoms.numbers, SYMPREC)
+    return Atoms(atoms.numbers, positions=exact.positions, cell=exact.cell, pbc=True)
+
+
+def primitive(atoms: Atoms) -> Atoms:
+    """Return the primitive cell in the frame of the crystal; the crystal itself if it is primitive."""
+    exact = symmetrize_crystal(atoms.cell[:], atoms.positions, atoms.numbers, SYMPREC).primitive()
+    return Atoms(exact.numbers, positions=exact.positions, cell=exact.cell, pbc=True)
 
 
 def rattled(atoms: Atoms, width: float = 0.05, seed: int = 1) -> Atoms:
@@ -140,6 +162,9 @@ def random_model(
         avg_num_neighbors=25.0,
     )
     network = build_network(config, dtype, seed=seed)
+    with torch.no_grad():
+        for block in network.field_linear:
+            block.weight.mul_(FIELD_GAIN)
     metadata = CheckpointMetadata(
         name=f"random-{channels}", network=config, trained_labels=tuple(n for n in OBSERVABLES if n != "hessian")
     )

@@ -45,3 +45,16 @@ def table(section: dict[str, Any]) -> Table:
             f"{item['difference']:.0e}",
         )
     return result
+
+
+def precision_table(section: dict[str, Any]) -> Table:
+    """Return the errors of single precision as a table for the terminal."""
+    result = Table(title="errors of float32 against float64: largest relative error of a component, by crystal")
+    for name in ("model", "observable", "median", "largest", "largest absolute"):
+        result.add_column(name, justify="left" if name in ("model", "observable") else "right")
+    for item in section["models"]:
+        for name, error in item["errors"].items():
+            absolute = f"{error['absolute']:.0e} {error['unit']}" + ("/atom" if name == "energy" else "")
+            row = (f"{error['relative']:.0e}", f"{error['relative_max']:.0e}", absolute)
+            result.add_row(item["model"], name, *row)
+    return result

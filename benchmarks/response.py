@@ -9,10 +9,11 @@ from typing import Any
 from ase import Atoms
 
 from benchmarks import baseline
-from benchmarks.agreement import relative_difference, response_difference
+from benchmarks.agreement import largest, relative_difference, response_difference
 from benchmarks.baseline import RESPONSE
 from benchmarks.timing import Estimate, Side, Timing, interleave, summarize
 from fieldflows.backends.mace_field.model import MACEFieldModel
+from fieldflows.backends.symmetric import SymmetricModel
 
 ANY, SYMMETRIC = "any structure", "with symmetry"
 
@@ -22,12 +23,8 @@ def subject(tag: str, atoms: Atoms) -> tuple[str, str, int]:
     return tag, atoms.get_chemical_formula(empirical=True), len(atoms)
 
 
-def variants(model: MACEFieldModel):  # type: ignore[no-untyped-def]
+def variants(model: MACEFieldModel) -> dict[str, Any]:
     """Return the ways in which the package evaluates: as given, and with the symmetry of the crystal."""
-    try:
-        from fieldflows.backends.symmetric import SymmetricModel
-    except ModuleNotFoundError:
-        return {ANY: model}
     return {ANY: model, SYMMETRIC: SymmetricModel(model)}
 
 
@@ -82,3 +79,24 @@ def measure_hessian(
             yield summarize(
                 "hessian", subject(tag, atoms), name, times["baseline"], times[name], difference[name], part
             )
+
+
+def measure_scripted(model: MACEFieldModel, crystals: Mapping[str, Atoms], repeats: int) -> Iterator[Timing]:
+    """Yield the response of the baseline against itself with modules compiled by TorchScript.
+
+    mace-torch compiles e3nn's modules by default; the baseline does not.  This shows that it loses nothing by it.
+    """
+    twin = baseline.scripted(model.network)
+    for tag, atoms in crystals.items():
+        sides: dict[str, Side] = {
+            "baseline": lambda a=atoms: baseline.response(model.network, a),
+            "scripted": lambda a=atoms: baseline.response(twin, a),
+        }
+        for _ in range(3):  # TorchScript specializes in its first calls
+            found = baseline.one(baseline.response(twin, atoms))
+        expected = baseline.one(baseline.response(model.network, atoms))
+        difference = largest(relative_difference(name, expected[name], found[name]) for name in expected)
+        times = interleave(sides, repeats)
+        yield summarize(
+            "scripted", subject(tag, atoms), "TorchScript", times["baseline"], times["scripted"], difference
+        )

@@ -90,8 +90,8 @@ def test_the_baseline_agrees_with_finite_differences(tiny, crystals):
 
 def test_rows_of_the_baseline_are_rows_of_the_whole(tiny, crystals):
     whole = baseline.hessian_rows(tiny.network, crystals["p5"])
-    part = baseline.hessian_rows(tiny.network, crystals["p5"], limit=4)
-    assert part.indices == (0, 5, 9, 14)
+    part = baseline.hessian_rows(tiny.network, crystals["p5"], limit=3)
+    assert part.indices == (0, 7, 14)
     assert not part.complete
     np.testing.assert_allclose(part.values, whole.values[list(part.indices)], atol=1e-13)
     assert part.seconds > 0
