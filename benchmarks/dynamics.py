@@ -9,6 +9,7 @@ import torch
 from ase import Atoms
 
 from benchmarks import baseline
+from benchmarks.agreement import response_difference
 from benchmarks.cases import rattled
 from benchmarks.response import subject
 from benchmarks.timing import Timing, interleave, summarize
