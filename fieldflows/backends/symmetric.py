@@ -28,7 +28,7 @@ from fieldflows.backends.base import (
 from fieldflows.errors import EvaluationError, FieldflowsError, InputError
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, check_observables
 from fieldflows.physics import directions as cyclic
-from fieldflows.physics.crystal import SymmetricCrystal, symmetrize_crystal
+from fieldflows.physics.crystal import SymmetricCrystal, primitive_crystal, symmetrize_crystal
 from fieldflows.structures import as_atoms, check_structure
 
 if TYPE_CHECKING:
@@ -194,11 +194,10 @@ def _reduce(
     Raises:
         EvaluationError: If no group is found.
     """
-    crystal = symmetrize_crystal(atoms.cell[:], atoms.positions, atoms.numbers, settings.symprec)
+    search = symmetrize_crystal if whole else primitive_crystal
+    crystal = search(atoms.cell[:], atoms.positions, atoms.numbers, settings.symprec)
     if crystal.max_shift > settings.max_shift or crystal.strain > settings.max_strain:
         return None
-    if not whole:
-        crystal = crystal.primitive()
     kept = cyclic.invariant_operations(crystal.rotations, field)
     rotations, permutations = crystal.rotations[kept], crystal.permutations[kept]
     displacements = cyclic.displacement_directions(rotations, permutations) if "hessian" in names else None

@@ -6,7 +6,7 @@ given.  What moves is reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,8 @@ class SymmetricCrystal:
         numbers: (n,) atomic numbers.
         rotations: (s, 3, 3) orthogonal matrices R in the Cartesian frame of the cell, proper and improper.
         permutations: (s, n) atom on which operation s brings each atom.
-        space_group: International number.
+        space_group: International number of the crystal; a supercell whose shape breaks its symmetry has fewer
+            operations.
         max_shift: Largest displacement of an atom by the symmetrization, in Å, besides the strain of the cell.
         strain: Largest component of the (pure) strain of the cell by the symmetrization.
         representatives: (n,) for a primitive cell, the atoms of the original cell that it keeps.
@@ -205,4 +206,33 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
         strain=float(np.abs(stretch - np.eye(3)).max()),
         representatives=identity,
         mapping=identity,
+    )
+
+
+def primitive_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float) -> SymmetricCrystal:
+    """Return the primitive cell of a crystal with all its operations, also of those that the given cell hides.
+
+    A supercell of 2 × 1 × 1 cells of a cubic crystal, say, is not mapped on itself by the threefold axes.
+
+    Args:
+        cell: (3, 3) lattice vectors as rows, in Å.
+        positions: (n, 3) Cartesian, in Å; any periodic image.
+        numbers: (n,) atomic numbers.
+        symprec: Tolerance of the search in Å.
+
+    Raises:
+        EvaluationError: As :func:`symmetrize_crystal`.
+    """
+    found = symmetrize_crystal(cell, positions, numbers, symprec).primitive()
+    if found.multiplicity == 1:
+        return found
+    again = symmetrize_crystal(found.cell, found.positions, found.numbers, symprec)
+    if again.n_operations <= found.n_operations or again.primitive() is not again:
+        return found
+    return replace(
+        again,
+        max_shift=found.max_shift + again.max_shift,
+        strain=found.strain + again.strain,
+        representatives=found.representatives,
+        mapping=found.mapping,
     )

@@ -18,6 +18,8 @@ SYMPREC = 0.01
 """Tolerance in Å for space groups, as everywhere in the Materials Project."""
 FIT_SYMPREC = 0.1
 """Tolerance in Å for symmetrizing tensors, as in the Materials Project's dielectric documents."""
+LARGEST_CONDITION = 1e6
+"""Condition number of the most skewed cell whose symmetry is searched; spglib ends the process for some at 1e8."""
 
 _CRYSTAL_SYSTEMS = (
     (2, "triclinic"),
@@ -83,9 +85,15 @@ def search_symmetry(
     """Return lattice (rows, Å), fractional coordinates (n, 3) and spglib's dataset; the last few are kept.
 
     Raises:
-        EvaluationError: If spglib finds no space group.
+        EvaluationError: If spglib finds no space group, or the cell is too skewed to ask.
     """
     lattice = np.ascontiguousarray(cell, dtype=float)
+    condition = np.linalg.cond(lattice)
+    if not condition < LARGEST_CONDITION:
+        raise EvaluationError(
+            f"The cell is too skewed for a search of its symmetry: its condition number is {condition:.1g}.",
+            "Choose shorter lattice vectors.",
+        )
     fractional = np.ascontiguousarray(np.asarray(positions, dtype=float) @ np.linalg.inv(lattice))
     kinds = np.ascontiguousarray(numbers, dtype=np.int64)
     return lattice, fractional, _search(lattice.tobytes(), fractional.tobytes(), kinds.tobytes(), symprec)
