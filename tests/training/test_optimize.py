@@ -124,3 +124,39 @@ def test_applied_average_is_put_back():
     with average.applied():
         assert all(torch.equal(parameters[n], average.average[n]) for n in parameters)
     assert all(torch.equal(parameters[n], before[n]) for n in parameters)
+
+
+def test_amsgrad_follows_the_published_recursion():
+    """Reddi, Kale and Kumar, ICLR 2018, with the bias correction of Adam, as torch documents it."""
+    parameter = torch.nn.Parameter(torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64))
+    optimizer = make_optimizer({"x": parameter}, OptimizerSection(kind="amsgrad", learning_rate=0.1))
+    x, first, second, largest = parameter.detach().clone(), 0.0, 0.0, 0.0
+    for step, scale in enumerate((1.0, -0.2, 0.1, 3.0), start=1):
+        gradient = scale * torch.tensor([1.0, 0.5, -2.0], dtype=torch.float64)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        largest = torch.maximum(torch.as_tensor(largest, dtype=torch.float64), second)
+        x = x - 0.1 * (first / (1 - 0.9**step)) / ((largest / (1 - 0.999**step)).sqrt() + 1e-8)
+        torch.testing.assert_close(parameter.detach(), x, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("count", [torch.float32, torch.float64])
+def test_moments_of_an_optimizer_in_another_form_are_taken(count):
+    """Runs that were begun with torch's default form keep their number of steps in either precision."""
+    values = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    old = torch.nn.Parameter(values.clone())
+    plain = torch.optim.Adam([old], lr=0.01, amsgrad=True, foreach=False)
+    for _ in range(3):
+        old.grad = old.detach() ** 2
+        plain.step()
+    plain.state[old]["step"] = plain.state[old]["step"].to(count)
+    new = torch.nn.Parameter(old.detach().clone())
+    fused = make_optimizer({"x": new}, OptimizerSection(kind="amsgrad", learning_rate=0.01))
+    restore_optimizer(fused, {"x": new}, optimizer_tensors(plain, {"x": old}))
+    old.grad = old.detach() ** 2
+    new.grad = new.detach() ** 2
+    plain.step()
+    fused.step()
+    torch.testing.assert_close(new.detach(), old.detach(), rtol=1e-14, atol=0)
