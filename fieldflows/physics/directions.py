@@ -24,6 +24,10 @@ SEED = 1
 """Of the random vectors; any generic ones do, and the same crystal always gets the same."""
 LEAST_EIGENVALUE = 1e-4
 """Of G, relative to the greatest, below which displacements do not count as cyclic."""
+ATTEMPTS = 6
+"""Draws of as many displacements as could do before there is one more: a draw is cheap, a product is not."""
+SINGULAR = 1e-10
+"""Relative eigenvalue of G that is zero but for rounding: so few displacements never do."""
 LEAST_FIELD_EIGENVALUE = 1e-2
 """The same for field directions, of which the best of several draws is taken."""
 DRAWS = 16
@@ -106,15 +110,19 @@ def displacement_directions(rotations: ArrayLike, permutations: ArrayLike) -> Di
     random = np.random.default_rng(SEED)
     count = -(-space // operations)
     while count < space:
-        vectors = random.normal(size=(count, n, 3))
-        vectors -= vectors.mean(axis=1, keepdims=True)
-        gram = _gram(vectors, group, permuted)
-        if _is_definite(gram + translations * np.trace(gram) / space):
+        for _ in range(ATTEMPTS):
+            vectors = random.normal(size=(count, n, 3))
+            vectors -= vectors.mean(axis=1, keepdims=True)
+            gram = _gram(vectors, group, permuted)
+            if not _is_definite(gram + translations * np.trace(gram) / space):
+                break
             values, basis = np.linalg.eigh(gram)
             if values[3] > LEAST_EIGENVALUE * values[-1]:
                 root = (basis[:, 3:] / np.sqrt(values[3:])) @ basis[:, 3:].T
                 vectors = (vectors.reshape(count, -1) @ root).reshape(count, n, 3)
                 return DisplacementDirections(vectors, _gram(vectors, group, permuted))
+            if values[3] < SINGULAR * values[-1]:
+                break
         count += 1
     return DisplacementDirections(_relative_displacements(n), np.eye(3 * n) - translations)
 
