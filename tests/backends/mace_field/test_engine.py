@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matscipy.neighbours import neighbour_list
 
+from fieldflows.backends.mace_field._mace import o3
 from fieldflows.backends.mace_field.derivatives import hessian, respond
 from fieldflows.backends.mace_field.engine.engine import FastEngine, fastest, uncovered
-from fieldflows.backends.mace_field.engine.layout import neighbor_layout
+from fieldflows.backends.mace_field.engine.harmonics import Harmonics
+from fieldflows.backends.mace_field.engine.layout import distinct_rows, neighbor_layout
 from fieldflows.backends.mace_field.graphs import build_graph, collate
 from fieldflows.backends.mace_field.network import NetworkConfig, build_network
+from tests.backends.mace_field.backbones import CASES, FAMILIES
 
 ELEMENTS = [8, 12, 22]
 OBSERVABLES = ("energy", "forces", "stress", "polarization", "born_effective_charges", "polarizability")
+ELECTRIC = OBSERVABLES[3:]
+PLAIN = {"field_coupling": False}
 VARIANTS = {
-    "L1": {"hidden_irreps": "4x0e + 4x1o"},
-    "L2": {"hidden_irreps": "4x0e + 4x1o + 4x2e", "element_polarizability": True},
-    "three layers, two heads": {
-        "hidden_irreps": "4x0e + 4x1o",
-        "num_interactions": 3,
-        "heads": ["a", "b"],
-        "atomic_energies": [[1.0, 2.0, 3.0], [-1.0, 0.5, 0.0]],
-        "scale": [1.0, 2.5],
-        "shift": [0.1, -0.3],
-    },
+    **CASES,
+    "scalars only": {"hidden_irreps": "4x0e", **PLAIN},
+    "one layer": {"num_interactions": 1, **PLAIN},
+    "pseudovectors": {"hidden_irreps": "4x0e + 4x1e", "use_so3": True, **PLAIN},
+    "three layers, two heads": {**CASES["two heads"], "num_interactions": 3, "correlation": [2, 1, 2]},
+    "polarizable elements": {"element_polarizability": True, "max_ell": 3, "correlation": 3},
     "no residual": {
-        "hidden_irreps": "4x0e + 4x1o",
         "interaction_cls": "RealAgnosticInteractionBlock",
         "interaction_cls_first": "RealAgnosticInteractionBlock",
     },
-    "correlation 2": {"hidden_irreps": "4x0e + 4x1o", "correlation": 2, "use_last_readout_only": True},
+    "density without residual": {
+        "interaction_cls": "RealAgnosticDensityInteractionBlock",
+        "interaction_cls_first": "RealAgnosticDensityInteractionBlock",
+        "apply_cutoff": False,
+    },
+    "unequal features on edges": {"edge_irreps": "3x0e + 2x1o + 2x2e", "use_edge_irreps_first": True},
+    "non-linear block with a transform": {
+        **CASES["non-linear block"],
+        "distance_transform": "Soft",
+        "hidden_irreps": CASES["L2"]["hidden_irreps"],
+    },
 }
+DEFAULT = {*FAMILIES, "L2", "scalars only", "polarizable elements", "unequal features on edges"} - {"two heads"}
+"""Variants of the default suite; the others run with ``-m slow``."""
+
+GAINS = {"symmetric_contractions": 6.0, "field_linear": 8.0, "_embedding.weight": 300.0, ".linear.weight": 2.5}
+"""Random weights are enlarged so that responses have the size of those of a real crystal; else they drown.
+
+Blocks that divide by a density keep theirs: their messages are larger by the number of neighbors."""
 
 
-def make_network(**changes):
+@cache
+def make_network(name: str):
+    """The network of a variant, its weights enlarged and its biases away from zero."""
     values = {
         "atomic_numbers": ELEMENTS,
         "atomic_energies": [0.0, -1.0, 2.0],
@@ -46,84 +68,136 @@ def make_network(**changes):
         "max_ell": 2,
         "radial_MLP": [8],
         "num_bessel": 4,
+        "correlation": 2,
+        "hidden_irreps": "4x0e + 4x1o",
     }
-    network = build_network(NetworkConfig(**{**values, **changes}), seed=3)
-    if network.config.element_polarizability:
-        with torch.no_grad():
-            network.element_polarizability.copy_(torch.tensor([0.3, 0.1, 0.7], dtype=torch.float64))
-    return network
+    network = build_network(NetworkConfig(**{**values, **VARIANTS[name]}), seed=3)
+    generator = torch.Generator().manual_seed(5)
+    special = {"alpha": 3.0, "beta": 0.7}
+    block = network.interactions[-1]
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            last = key.rsplit(".", 1)[-1]
+            if last in special:
+                parameter.fill_(special[last])
+            elif last == "bias":
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            elif key == "element_polarizability":
+                parameter.copy_(torch.tensor([0.3, 0.1, 0.7], dtype=parameter.dtype))
+            elif not key.startswith(("node", "readouts", "products.0.linear")):
+                for part, gain in GAINS.items():
+                    wanted = part in key and not (part == "symmetric_contractions" and hasattr(block, "density_fn"))
+                    parameter.mul_(gain if wanted else 1.0)
+    return network.eval()
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(
+    scope="module",
+    params=[name if name in DEFAULT else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],
+)
 def network(request):
-    return make_network(**VARIANTS[request.param])
+    return make_network(request.param)
 
 
-def random_crystal(seed: int) -> Atoms:
+def random_crystal(seed: int, skewed: bool = False, atoms: int | None = None) -> Atoms:
+    """A triclinic crystal of one to four atoms, some of them outside the cell, none closer than 1 Å."""
     rng = np.random.default_rng(seed)
-    n = int(rng.integers(1, 5))
-    cell = np.diag(rng.uniform(2.6, 4.2, 3)) + rng.uniform(-0.7, 0.7, (3, 3))
-    positions = rng.uniform(-1.0, 2.0, (n, 3))  # also outside the cell
-    return Atoms(numbers=rng.choice(ELEMENTS, n), cell=cell, scaled_positions=positions, pbc=True)
+    while True:
+        n = int(rng.integers(1, 5)) if atoms is None else atoms
+        cell = np.diag(rng.uniform(2.6, 4.2, 3)) + rng.uniform(-0.7, 0.7, (3, 3))
+        crystal = Atoms(numbers=rng.choice(ELEMENTS, n), cell=cell, pbc=True)
+        crystal.set_scaled_positions(rng.uniform(-1.0, 2.0, (n, 3)))
+        if not len(neighbour_list("i", crystal, 1.0)):
+            break
+    if skewed:  # the same lattice by other vectors
+        crystal.set_cell(np.array([[1, 0, 0], [3, 1, 0], [-2, 4, 1]]) @ crystal.cell[:])
+    return crystal
 
 
-def graphs_of(network, *crystals: Atoms):
+def random_batch(network, seed: int):
+    """Four different crystals: any, a very skewed cell, a single atom, and an atom without neighbors."""
+    isolated = Atoms("O", cell=[20.0, 21.0, 22.0], pbc=True)
+    crystals = [
+        random_crystal(seed),
+        random_crystal(seed + 1, skewed=True),
+        random_crystal(seed + 2, atoms=1),
+        isolated,
+    ]
     last = len(network.config.heads) - 1
-    return collate([build_graph(a, ELEMENTS, network.config.r_max, head=last) for a in crystals])
+    return collate(
+        [build_graph(a, ELEMENTS, network.config.r_max, head=last if i else 0) for i, a in enumerate(crystals)]
+    )
+
+
+def random_field(seed: int, strength: float) -> torch.Tensor:
+    return strength * torch.tensor(np.random.default_rng(seed).normal(size=(4, 3)))
 
 
 def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """Relative to the largest component, with a floor for tensors that vanish."""
-    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-6))
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-3))
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), strength=st.sampled_from([0.0, 0.05]))
 def test_engine_equals_network_on_random_triclinic_batches(network, seed, strength):
-    batch = graphs_of(network, random_crystal(seed), random_crystal(seed + 1), random_crystal(seed + 2))
-    field = strength * torch.tensor(np.random.default_rng(seed).normal(size=(3, 3)), dtype=torch.float64)
+    batch = random_batch(network, seed)
+    field = random_field(seed, strength)
     expected = respond(network, batch, OBSERVABLES, field)
     found = respond(FastEngine(network), batch, OBSERVABLES, field)
     for name in OBSERVABLES:
         assert largest_difference(expected[name], found[name]) < 1e-10, name
 
 
+def test_what_is_compared_is_not_tiny(network):
+    """Else agreement would say nothing; a plain MACE has no response to a field."""
+    results = respond(FastEngine(network), random_batch(network, 1), OBSERVABLES, random_field(1, 0.05))
+    for name in OBSERVABLES:
+        size = float(results[name].abs().max())
+        if name in ELECTRIC and not network.config.field_coupling:
+            assert size == 0, name
+        else:
+            assert size > 1e-3, (name, size)
+
+
 def test_hessian_equals_that_of_the_network(network):
-    batch = graphs_of(network, random_crystal(11), random_crystal(12))
-    for expected, found in zip(hessian(network, batch), hessian(FastEngine(network, order=2), batch), strict=True):
-        assert largest_difference(expected, found) < 1e-10
+    batch, field = random_batch(network, 11), random_field(11, 0.05)
+    engine = FastEngine(network, order=2)
+    for expected, found in zip(hessian(network, batch, field), hessian(engine, batch, field), strict=True):
+        assert largest_difference(expected, found) < 1e-8
 
 
 def test_parameter_gradients_of_a_loss_on_everything_equal_those_of_the_network(network):
-    batch = graphs_of(network, random_crystal(21), random_crystal(22))
-    parameters = list(network.parameters())
+    batch, field = random_batch(network, 21), random_field(21, 0.05)
+    names, parameters = zip(*[(k, p) for k, p in network.named_parameters() if p.requires_grad], strict=True)
 
     def gradients(model):
-        results = respond(model, batch, OBSERVABLES, create_graph=True)
-        loss = sum(value.square().mean() for value in results.values())
-        return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        results = respond(model, batch, OBSERVABLES, field, create_graph=True)
+        parts = [v.square().mean() / v.detach().square().mean().clamp_min(1e-12) for v in results.values()]
+        return torch.autograd.grad(sum(parts), parameters, allow_unused=True, materialize_grads=True)
 
     expected, found = gradients(network), gradients(FastEngine(network))
-    assert max(float(g.abs().max()) for g in expected) > 0
-    for a, b in zip(expected, found, strict=True):
-        assert largest_difference(a, b) < 1e-9
+    assert sum(float(g.abs().max()) > 1e-3 for g in expected if g.numel()) > 0.7 * len(expected)
+    for name, a, b in zip(names, expected, found, strict=True):
+        if a.numel():
+            assert largest_difference(a, b) < 1e-9, name
 
 
 def test_gradient_by_positions_past_the_order_is_not_a_number_rather_than_wrong():
-    network = make_network(**VARIANTS["L1"])
-    blocks = hessian(FastEngine(network, order=1), graphs_of(network, random_crystal(4)))
+    network = make_network("residual")
+    blocks = hessian(FastEngine(network, order=1), random_batch(network, 4))
     assert torch.isnan(blocks[0]).any()
 
 
 def test_isolated_atom_has_no_response_but_its_own_polarizability():
-    network = make_network(**VARIANTS["L2"])
-    atom = Atoms("O", cell=[20.0, 21.0, 22.0], pbc=True)
-    results = respond(fastest(network), graphs_of(network, atom), OBSERVABLES)
+    network = make_network("polarizable elements")
+    graph = build_graph(Atoms("O", cell=[20.0, 21.0, 22.0], pbc=True), ELEMENTS, network.config.r_max)
+    results = respond(fastest(network), graph, OBSERVABLES)
     assert float(results["forces"].abs().max()) == 0
     assert float(results["born_effective_charges"].abs().max()) == 0
     expected = 0.3 * torch.eye(3, dtype=torch.float64) / (20.0 * 21.0 * 22.0)
     assert largest_difference(expected, results["polarizability"][0]) < 1e-8
-    reference = respond(network, graphs_of(network, atom), OBSERVABLES)
+    reference = respond(network, graph, OBSERVABLES)
     for name in OBSERVABLES:
         assert torch.allclose(reference[name], results[name], atol=1e-12), name
 
@@ -140,20 +214,51 @@ def test_every_edge_has_one_place_in_the_padded_layout():
     assert sum(atoms for atoms, _ in layout.groups) == len(batch["positions"])
 
 
+@pytest.mark.parametrize("by_receiver", [True, False])
+def test_rows_of_pairs_name_distance_and_elements_of_every_edge(by_receiver):
+    crystals = [random_crystal(s) for s in range(4)] + [Atoms("O", cell=[20.0] * 3, pbc=True)]
+    batch = collate([build_graph(a, ELEMENTS, 3.6) for a in crystals])
+    layout = neighbor_layout(batch)
+    rows = distinct_rows(layout, len(batch["distances"]), by_receiver)
+    real = layout.distance < len(batch["distances"])
+    assert (~real).any()
+    assert (rows.index[~real] == len(rows.distance)).all()
+    at = rows.index[real]
+    assert torch.equal(rows.distance[at], layout.distance[real])
+    assert torch.equal(rows.sender[at], layout.species[layout.sender[real]])
+    receivers = layout.species[layout.receiver[real]]
+    assert torch.equal(rows.receiver[at], receivers if by_receiver else 0 * receivers)
+    assert sorted(set(at.tolist())) == list(range(len(rows.distance)))
+
+
+@pytest.mark.parametrize("degree", range(5))
+def test_harmonics_are_those_of_the_library(degree):
+    vectors = torch.tensor(np.random.default_rng(degree).normal(size=(50, 3)))
+    unit = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    expected = o3.spherical_harmonics(list(range(degree + 1)), vectors, True, "component")
+    torch.testing.assert_close(Harmonics(degree, unit.device)(unit.T).T, expected, rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "reason"),
     [
-        {"interaction_cls": "RealAgnosticDensityResidualInteractionBlock"},
-        {"pair_repulsion": True},
-        {"distance_transform": "Agnesi"},
-        {"hidden_irreps": "4x0e + 2x1o"},
+        ({"interaction_cls": "RealAgnosticAttResidualInteractionBlock"}, "RealAgnosticAttResidualInteractionBlock"),
+        ({"radial_type": "chebyshev"}, "radial basis chebyshev"),
+        ({"hidden_irreps": "4x0e + 2x1o"}, "hidden irreps"),
+        ({"hidden_irreps": "4x0e + 4x0o + 4x1o", **CASES["non-linear block"]}, "pseudoscalars"),
+        ({"readout_cls": "LinearReadoutBlock"}, "readout LinearReadoutBlock"),
+        ({"edge_irreps": "2x0e + 1x0e"}, "edge irreps"),
+        ({"distance_transform": "Power"}, "distance transform Power"),
     ],
 )
-def test_what_is_not_covered_falls_back_with_a_reason(changes, caplog):
-    config = NetworkConfig(**{"atomic_numbers": ELEMENTS, "atomic_energies": [0.0] * 3, **changes})
-    assert uncovered(config)
-    network = make_network(**{"hidden_irreps": "4x0e + 4x1o", **changes}) if "hidden_irreps" not in changes else None
-    if network is not None:
-        with caplog.at_level("INFO"):
-            assert fastest(network) is network
-        assert "does not cover" in caplog.text
+def test_what_is_not_covered_is_named(changes, reason):
+    assert reason in uncovered(NetworkConfig(atomic_numbers=ELEMENTS, atomic_energies=[0.0] * 3, **changes))
+
+
+def test_what_is_not_covered_falls_back_with_one_logged_reason(caplog):
+    config = {"atomic_numbers": ELEMENTS, "atomic_energies": [0.0] * 3, "hidden_irreps": "2x0e + 2x1o", "max_ell": 1}
+    changes = {"interaction_cls": "RealAgnosticAttResidualInteractionBlock", "radial_type": "chebyshev"}
+    network = build_network(NetworkConfig(**config, **changes, correlation=1), seed=0)
+    with caplog.at_level("INFO"):
+        assert fastest(network) is network
+    assert [record.message.count("does not cover") for record in caplog.records] == [1]

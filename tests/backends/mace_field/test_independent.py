@@ -60,8 +60,8 @@ def test_every_observable_agrees(case, crystal, field):
         np.testing.assert_allclose(found.get(name), expected[name], rtol=0, atol=1e-12, err_msg=name)
 
     graph = model.graph(atoms)
-    assert (uncovered(network.config) is None) == ("density" not in case)
-    evaluators = [network] if "density" in case else [network, FastEngine(network, order=2)]
+    assert uncovered(network.config) is None
+    evaluators = [network, FastEngine(network, order=2)]
     for evaluator in evaluators:
         at = torch.tensor(applied)[None]
         values = respond(evaluator, graph, ALL[:-1], at)

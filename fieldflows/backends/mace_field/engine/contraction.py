@@ -101,13 +101,16 @@ class SparseContraction:
             parts.append(torch.einsum("kp,zpc->kzc", table, weight))
         return torch.cat(parts).index_select(0, self.inverse)
 
-    def __call__(self, x: torch.Tensor, coefficients: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, x: torch.Tensor, coefficients: torch.Tensor, species: torch.Tensor) -> list[torch.Tensor]:
         """Return the outputs by irrep, each (2l+1, n, c).
 
         Args:
             x: (lm, n, c) features.
-            coefficients: (terms, n, c), those of each atom's element.
+            coefficients: (terms, elements, c), or (terms, 1, c) if they are those of all elements.
+            species: (n,) place of each atom's element.
         """
+        if coefficients.shape[1] > 1:
+            coefficients = coefficients.index_select(1, species)
         levels = [x]
         for lower, factor in self.steps:
             levels.append(levels[-1].index_select(0, lower) * x.index_select(0, factor))

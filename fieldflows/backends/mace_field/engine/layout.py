@@ -21,9 +21,11 @@ class Layout:
         groups: (atoms, width) of each group; its edges are ``atoms * width`` consecutive rows.
         sender: (e',) place of the sender, in the engine's order; a dummy edge sends to itself.
         receiver: (e',) place of the receiver.
-        source: (e',) edge of the graph, −1 for a dummy.
         shifts: (e', 3) image shifts in Å; a dummy edge has a constant vector.
         distance: (e',) index of the distinct distance; dummies use one past the last.
+        elements: (z,) indices of the elements that occur, ascending.
+        species: (n,) place of each atom's element among ``elements``.
+        batch: (n,) crystal of each place.
     """
 
     order: torch.Tensor
@@ -32,6 +34,49 @@ class Layout:
     receiver: torch.Tensor
     shifts: torch.Tensor
     distance: torch.Tensor
+    elements: torch.Tensor
+    species: torch.Tensor
+    batch: torch.Tensor
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of edges, dummies included, of each group."""
+        return [atoms * width for atoms, width in self.groups]
+
+    def neighbor_sum(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the sum of rows (e', c) over the edges of each receiver, (n, c)."""
+        parts = x.split(self.sizes)
+        sums = [part.view(a, w, -1).sum(1) for part, (a, w) in zip(parts, self.groups, strict=True)]
+        return torch.cat(sums) if len(sums) > 1 else sums[0]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The distinct rows of a radial table that depends on elements as well.
+
+    Attributes:
+        distance: (u,) index of the distinct distance.
+        sender: (u,) place of the sender's element among those that occur.
+        receiver: (u,) that of the receiver's; zero if rows do not depend on it.
+        index: (e',) row of every edge, one past the last for dummies.
+    """
+
+    distance: torch.Tensor
+    sender: torch.Tensor
+    receiver: torch.Tensor
+    index: torch.Tensor
+
+
+def distinct_rows(layout: Layout, n_distances: int, by_receiver: bool) -> Rows:
+    """Return the distinct (distance, element of the sender, and of the receiver if asked for) of the edges."""
+    count = len(layout.elements)
+    sender = layout.species.index_select(0, layout.sender)
+    receiver = layout.species.index_select(0, layout.receiver) if by_receiver else torch.zeros_like(sender)
+    key = (layout.distance * count + sender) * count + receiver
+    dummy = n_distances * count * count
+    distinct, index = torch.unique(torch.where(layout.distance < n_distances, key, dummy), return_inverse=True)
+    distinct = distinct[distinct < dummy]  # dummies are sorted last
+    return Rows(distinct // (count * count), distinct // count % count, distinct % count, index)
 
 
 def neighbor_layout(graph: Graph) -> Layout:
@@ -69,4 +114,15 @@ def neighbor_layout(graph: Graph) -> Layout:
     shifts[slots] = graph["shifts"][sorted_edges]
     distance = torch.full((total,), n_distances, dtype=torch.int64, device=device)
     distance[slots] = distance_index[sorted_edges]
-    return Layout(order, tuple((a, w) for a, w in groups), padded_sender, rows, shifts, distance)
+    elements, species = torch.unique(graph["node_attrs"].argmax(dim=1)[order], return_inverse=True)
+    return Layout(
+        order=order,
+        groups=tuple((a, w) for a, w in groups),
+        sender=padded_sender,
+        receiver=rows,
+        shifts=shifts,
+        distance=distance,
+        elements=elements,
+        species=species,
+        batch=graph["batch"][order],
+    )

@@ -16,6 +16,8 @@ def linear_blocks(linear: torch.nn.Module) -> Blocks:
     blocks: Blocks = {}
     offset = 0
     for instruction in linear.instructions:
+        if instruction.i_in < 0:  # a bias, kept elsewhere
+            continue
         size = math.prod(instruction.path_shape)
         weight = linear.weight[offset : offset + size].view(instruction.path_shape)
         blocks[instruction.i_in, instruction.i_out] = instruction.path_weight * weight
@@ -35,17 +37,16 @@ def tensor_product_blocks(product: torch.nn.Module) -> dict[tuple[int, int, int]
     return blocks
 
 
-def element_blocks(product: torch.nn.Module) -> dict[int, torch.Tensor]:
-    """Return matrices (element, mul in, mul out) by degree l of a product of features with the one-hot of elements.
+def element_blocks(product: torch.nn.Module) -> dict[tuple[int, int], torch.Tensor]:
+    """Return matrices (element, mul in, mul out) by blocks of a product of features with the one-hot of elements.
 
     The coupling coefficient of (l, 0, l) is δ/√(2l+1).
     """
     blocks = {}
     for (i_in, _, i_out), weight in tensor_product_blocks(product).items():
-        degree = product.irreps_in1[i_in].ir.l
-        if product.irreps_out[i_out].ir.l != degree:
-            continue
-        blocks[degree] = weight.transpose(0, 1) / math.sqrt(2 * degree + 1)
+        if product.irreps_in1[i_in].ir == product.irreps_out[i_out].ir:
+            degree = product.irreps_in1[i_in].ir.l
+            blocks[i_in, i_out] = weight.transpose(0, 1) / math.sqrt(2 * degree + 1)
     return blocks
 
 
