@@ -29,9 +29,9 @@ class Frame:
 
     Attributes:
         name: What to call it in messages and tables.
-        atoms: The crystal.
+        atoms: The crystal, in the cell of the labels.
         labels: Observable to array in internal units.
-        graph: The graph with its neighbor list.
+        graph: The graph with its neighbor list; of the symmetrized primitive cell if the outcome says so.
         baseline: Sum of the atomic energies in eV; the network is trained on the rest, so that single precision
             does not have to hold the large sum.
         outcome: What became of it when it was to be brought to its symmetry.
@@ -51,10 +51,10 @@ class Frame:
 
     @property
     def cost(self) -> FrameCost:
-        """Atoms, edges, labels and field directions of the frame."""
+        """Atoms and edges of the graph, labels and field directions of the frame."""
         directions = 3 if self.symmetry is None else self.symmetry.count
-        edges = int(self.graph["edge_index"].shape[1])
-        return FrameCost(len(self.atoms), edges, tuple(sorted(self.labels)), directions)
+        atoms, edges = len(self.graph["positions"]), int(self.graph["edge_index"].shape[1])
+        return FrameCost(atoms, edges, tuple(sorted(self.labels)), directions)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,10 @@ class Batch:
     """Several frames in one graph.
 
     Attributes:
-        graph: The batch of graphs.
+        graph: The batch of graphs, of primitive cells where frames were reduced.
+        cells: (g, 3, 3) lattice vectors of the frames as rows, in Å.
+        sizes: (g,) atoms of the frames.
+        owner: (n,) frame of each atom of the frames.
         targets: Observable to labels: (g, ...) or (n, ...), zero where a frame has none; energies without baseline.
         masks: Observable to (g,), 1 where a frame has the label.
         names: Names of the frames.
@@ -70,6 +73,9 @@ class Batch:
     """
 
     graph: Graph
+    cells: torch.Tensor
+    sizes: torch.Tensor
+    owner: torch.Tensor
     targets: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
     names: tuple[str, ...] = field(default=())
@@ -115,15 +121,15 @@ def make_frames(
         kept = {key: _checked(key, item.labels[key], len(item.atoms), name) for key in labels if key in item.labels}
         if not kept:
             continue
-        atoms, outcome = item.atoms, None
+        crystal, outcome = item.atoms, None
         if symprec is not None:
             if kept.keys() & set(SECOND_DERIVATIVES):
-                atoms, outcome = bring_to_symmetry(atoms, symprec)
+                crystal, outcome = bring_to_symmetry(item.atoms, symprec)
             else:
-                outcome = Outcome("not needed", symmetry=FrameSymmetry.nothing())
-        graph = build_graph(atoms, atomic_numbers, cutoff, dtype=dtype)
-        baseline = float(sum(table[int(z)] for z in atoms.numbers))
-        made.append(Frame(name=name, atoms=atoms, labels=kept, graph=graph, baseline=baseline, outcome=outcome))
+                outcome = Outcome("not needed", symmetry=FrameSymmetry.nothing(len(item.atoms)))
+        graph = build_graph(crystal, atomic_numbers, cutoff, dtype=dtype)
+        baseline = float(sum(table[int(z)] for z in item.atoms.numbers))
+        made.append(Frame(name=name, atoms=item.atoms, labels=kept, graph=graph, baseline=baseline, outcome=outcome))
     return made
 
 
@@ -139,27 +145,31 @@ def _checked(key: str, value: object, n_atoms: int, name: str) -> np.ndarray:
 
 def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.device | str = "cpu") -> Batch:
     """Return frames as one batch; labels that none of them has are left out."""
-    dtype = frames[0].graph["positions"].dtype
-    graph = {key: value.to(device) for key, value in collate([frame.graph for frame in frames]).items()}
+    dtype = frames[0].graph["node_attrs"].dtype
+    sizes = [len(frame.atoms) for frame in frames]
     targets, masks = {}, {}
     for key in labels:
         have = [key in frame.labels for frame in frames]
         if not any(have):
             continue
-        shapes = [
-            tuple(len(frame.atoms) if extent == "n" else int(extent) for extent in OBSERVABLES[key].shape)
-            for frame in frames
-        ]
+        shapes = [tuple(n if extent == "n" else int(extent) for extent in OBSERVABLES[key].shape) for n in sizes]
         arrays = [frame.labels.get(key, np.zeros(shape)) for frame, shape in zip(frames, shapes, strict=True)]
         if key == "energy":
             arrays = [value - frame.baseline for frame, value in zip(frames, arrays, strict=True)]
         joined = np.concatenate(arrays) if OBSERVABLES[key].per_atom else np.stack(arrays)
         targets[key] = torch.as_tensor(joined, dtype=dtype, device=device)
         masks[key] = torch.tensor(have, dtype=dtype, device=device)
-    reduction = None
-    if targets.keys() & set(SECOND_DERIVATIVES):
-        reduction = join([frame.symmetry for frame in frames], [len(frame.atoms) for frame in frames], dtype, device)
-    return Batch(graph, targets, masks, tuple(frame.name for frame in frames), reduction)
+    return Batch(
+        graph={key: value.to(device) for key, value in collate([frame.graph for frame in frames]).items()},
+        cells=torch.as_tensor(np.stack([frame.atoms.cell[:] for frame in frames]), dtype=dtype, device=device),
+        sizes=torch.tensor(sizes, device=device),
+        owner=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(sizes)).to(device),
+        targets=targets,
+        masks=masks,
+        names=tuple(frame.name for frame in frames),
+        # whatever the labels: graphs of primitive cells have to be mapped to the frames
+        reduction=join([frame.symmetry for frame in frames], sizes, dtype, device),
+    )
 
 
 def dataset_elements(frames: Sequence[LabeledFrame]) -> list[int]:

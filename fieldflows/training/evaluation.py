@@ -68,7 +68,7 @@ def _accumulate(sums: dict[str, list[float]], loss: Loss, results: dict[str, tor
     for key, values in loss.per_frame(results, batch).items():
         mask = batch.masks[key]
         if loss.terms[key].normalization == "atoms":
-            mask = mask * batch.graph["ptr"].diff().to(mask.dtype)
+            mask = mask * batch.sizes.to(mask.dtype)
         entry = sums.setdefault(key, [0.0, 0.0])
         entry[0] += loss.terms[key].weight * float((mask * values).double().sum())
         entry[1] += float(mask.double().sum())

@@ -53,8 +53,7 @@ def frame_means(values: torch.Tensor, batch: Batch, per_atom: bool) -> torch.Ten
     flat = values.reshape(len(values), -1).mean(dim=1)
     if not per_atom:
         return flat
-    sizes = batch.graph["ptr"].diff().to(flat.dtype)
-    return flat.new_zeros(batch.n_graphs).index_add(0, batch.graph["batch"], flat) / sizes
+    return flat.new_zeros(batch.n_graphs).index_add(0, batch.owner, flat) / batch.sizes.to(flat.dtype)
 
 
 class Loss:
@@ -84,14 +83,14 @@ class Loss:
         for key, target in batch.targets.items():
             term, scale = self.terms[key], self.scales[key]
             if directions is not None and key == "born_effective_charges":
-                target = torch.einsum("ni,nij->nj", directions[batch.graph["batch"]], target)
+                target = torch.einsum("ni,nij->nj", directions[batch.owner], target)
             elif directions is not None and key == "polarizability":
                 target = torch.einsum("gij,gj->gi", target, directions)
             error = predictions[key] - target
             if key == "energy":
-                error = error / batch.graph["ptr"].diff().to(error.dtype)
+                error = error / batch.sizes.to(error.dtype)
             elif key == "polarization":
-                error = fold_polarization(error, batch.graph["cell"].view(-1, 3, 3))
+                error = fold_polarization(error, batch.cells)
             result[key] = frame_means(penalty(error, term, scale), batch, OBSERVABLES[key].per_atom)
         return result
 
@@ -103,7 +102,7 @@ class Loss:
         for key, values in self.per_frame(predictions, batch, directions).items():
             term, mask = self.terms[key], batch.masks[key]
             if term.normalization == "atoms":
-                mask = mask * batch.graph["ptr"].diff().to(mask.dtype)
+                mask = mask * batch.sizes.to(mask.dtype)
             parts[key] = term.weight * (mask * values).sum() / mask.sum()
         return torch.stack(list(parts.values())).sum(), parts
 

@@ -12,7 +12,7 @@ from fieldflows.training.symmetry import SECOND_DERIVATIVES
 def full_response(network: Enthalpy, batch: Batch, create_graph: bool = False) -> dict[str, torch.Tensor]:
     """Return the observables that the batch has labels for, Z* (n, 3, 3) and α (g, 3, 3) complete.
 
-    Second derivatives are taken along the directions of the batch's reduction, if it has one, and completed.
+    With a reduction, primitive cells are evaluated, second derivatives along its directions, and all is completed.
 
     Args:
         network: The network, or the fast engine.

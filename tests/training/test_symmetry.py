@@ -114,11 +114,20 @@ def gradients(batch, loss, dtype):
     return value.detach(), {k: v.detach() for k, v in parts.items()}, dict(zip(parameters, found, strict=True))
 
 
+def plain(frames):
+    """Return the same frames as they are, along three directions."""
+    made = []
+    for frame in frames:
+        graph = build_graph(frame.atoms, NUMBERS, CUTOFF, frame.graph["node_attrs"].dtype)
+        made.append(replace(frame, graph=graph, outcome=None))
+    return made
+
+
 def compare(frames, loss, value_tolerance=1e-10, gradient_tolerance=1e-9, dtype=torch.float64):
     """Hold loss, parts and gradients with and without reduction against each other; return the reduced batch."""
     batch = make_batch(frames, LABELS)
     value, parts, found = gradients(batch, loss, dtype)
-    whole, whole_parts, expected = gradients(replace(batch, reduction=None), loss, dtype)
+    whole, whole_parts, expected = gradients(make_batch(plain(frames), LABELS), loss, dtype)
     torch.testing.assert_close(value, whole, rtol=value_tolerance, atol=0)
     for key, part in whole_parts.items():
         torch.testing.assert_close(parts[key], part, rtol=value_tolerance, atol=value_tolerance * float(whole))
@@ -220,10 +229,9 @@ def test_no_derivative_without_its_label(monkeypatch, labels, backwards, inputs)
 def test_predictions_for_evaluation_are_equal():
     names = ["triclinic", "cubic", "monoclinic", "hexagonal", "trigonal, chiral"]
     reduced = frames_of(names)
-    plain = [replace(frame, outcome=None) for frame in reduced]
     loss, limits = LOSSES["huber"], BatchLimits(3)
     found, parts = predict(engine(), reduced, LABELS, limits, loss)
-    expected, whole = predict(engine(), plain, LABELS, limits, loss)
+    expected, whole = predict(engine(), plain(reduced), LABELS, limits, loss)
     for mine, theirs in zip(found, expected, strict=True):
         assert set(mine) == set(theirs) == set(LABELS)
         for key in LABELS:
@@ -241,22 +249,54 @@ def test_batches_hold_one_number_of_directions():
     assert {count for found in counts for count in found} == {1, 2, 3}
 
 
-def test_a_slightly_distorted_crystal_is_brought_to_its_symmetry():
-    ideal = CRYSTALS["cubic"][0]
-    noisy = ideal.copy()
-    random = np.random.default_rng(0)
+@pytest.mark.parametrize("shape", ["centered", "supercell"])
+def test_primitive_cells_stand_for_larger_ones(shape):
+    """Eight atoms of zincblende as two; a row of rock-salt cells, whose shape hides its threefold axes."""
+    atoms = (
+        CRYSTALS["cubic, centered"][0]
+        if shape == "centered"
+        else make_supercell(bulk("ZnO", "rocksalt", a=4.28), np.diag([3, 1, 1]))
+    )
+    frames = make_frames([labeled(turned(atoms, 3), shape)], LABELS, NUMBERS, CUTOFF, torch.float64, symprec=1e-3)
+    assert len(frames[0].atoms) == len(atoms) > 2
+    assert frames[0].cost.atoms == 2
+    assert frames[0].cost.directions == 1
+    batch = compare(frames, LOSSES["l1"])
+    assert batch.reduction.multiplicity.tolist() == [len(atoms) / 2]
+    assert len(batch.owner) == len(atoms)
+
+
+def distorted(atoms, seed=0):
+    random = np.random.default_rng(seed)
+    noisy = atoms.copy()
     noisy.positions += 1e-4 * random.uniform(-1, 1, size=noisy.positions.shape)
     noisy.set_cell(noisy.cell[:] * (1 + 2e-5 * random.uniform(-1, 1, size=(3, 3))), scale_atoms=True)
+    return noisy
+
+
+def test_a_slightly_distorted_crystal_is_brought_to_its_symmetry():
+    noisy = distorted(CRYSTALS["cubic"][0])
+    before = noisy.copy()
     moved, outcome = bring_to_symmetry(noisy, 1e-3)
     assert outcome.kind == "reduced"
     assert 1e-5 < outcome.moved < 4e-4
+    assert noisy == before
     assert np.abs(moved.positions - noisy.positions).max() < 5e-4
-    lengths = moved.cell.lengths()
-    assert np.ptp(lengths) < 1e-12
-    assert noisy.positions is not moved.positions
+    assert np.ptp(moved.cell.lengths()) < 1e-12
     # what the network says of the moved crystal obeys the cubic symmetry, to rounding
     alpha = respond(network(), build_graph(moved, NUMBERS, CUTOFF), ("polarizability",))["polarizability"][0]
     torch.testing.assert_close(alpha, float(alpha[0, 0]) * torch.eye(3, dtype=torch.float64), atol=1e-13, rtol=0)
+
+
+def test_predictions_move_with_the_atoms_and_no_further():
+    """A reduced frame of a distorted crystal differs from the frame as it is in the order of the displacement."""
+    frames = make_frames([labeled(distorted(CRYSTALS["cubic, centered"][0]), "x")], LABELS, NUMBERS, CUTOFF,
+                         torch.float64, symprec=1e-3)  # fmt: skip
+    found, _ = predict(engine(), frames, LABELS, BatchLimits(1))
+    expected, _ = predict(engine(), plain(frames), LABELS, BatchLimits(1))
+    for key in SECOND:
+        scale = np.abs(expected[0][key]).max()
+        assert 1e-8 * scale < np.abs(found[0][key] - expected[0][key]).max() < 1e-2 * scale
 
 
 def test_what_cannot_be_reduced_stays_as_it_is(monkeypatch):
@@ -273,8 +313,8 @@ def test_what_cannot_be_reduced_stays_as_it_is(monkeypatch):
     open_cell = ideal.copy()
     open_cell.pbc = [True, True, False]
     assert bring_to_symmetry(open_cell, 1e-3)[1].kind == "unsymmetric"
-    found = symmetry.symmetrize_crystal(ideal.cell[:], ideal.positions, ideal.numbers, 1e-3)
-    monkeypatch.setattr(symmetry, "symmetrize_crystal", lambda *_: replace(found, max_shift=2e-3))
+    found = symmetry.primitive_crystal(ideal.cell[:], ideal.positions, ideal.numbers, 1e-3)
+    monkeypatch.setattr(symmetry, "primitive_crystal", lambda *_: replace(found, max_shift=2e-3))
     same, outcome = bring_to_symmetry(ideal, 1e-3)
     assert same is ideal
     assert (outcome.kind, outcome.moved) == ("too far", 2e-3)
@@ -282,45 +322,46 @@ def test_what_cannot_be_reduced_stays_as_it_is(monkeypatch):
     def fail(*_):
         raise EvaluationError("No space group.")
 
-    monkeypatch.setattr(symmetry, "symmetrize_crystal", fail)
+    monkeypatch.setattr(symmetry, "primitive_crystal", fail)
     assert bring_to_symmetry(ideal, 1e-3)[1].kind == "failed"
 
 
 def test_labels_stay_and_frames_without_second_derivatives_are_not_searched(monkeypatch):
     from fieldflows.training import data
 
-    noisy = CRYSTALS["cubic"][0].copy()
-    noisy.positions += 1e-4 * np.random.default_rng(0).uniform(-1, 1, size=noisy.positions.shape)
+    noisy = distorted(CRYSTALS["cubic"][0])
     item = labeled(noisy, "cubic")
     made = make_frames([item], LABELS, NUMBERS, CUTOFF, torch.float64, symprec=1e-3)[0]
     assert made.outcome.kind == "reduced"
-    assert not np.array_equal(made.atoms.positions, noisy.positions)
+    assert not np.array_equal(made.graph["positions"].numpy(), noisy.positions)
     for key in LABELS:
         np.testing.assert_array_equal(made.labels[key], item.labels[key])
-    plain = make_frames([item], LABELS, NUMBERS, CUTOFF, torch.float64)[0]
-    assert plain.outcome is None
-    np.testing.assert_array_equal(plain.atoms.positions, noisy.positions)
+    as_it_is = make_frames([item], LABELS, NUMBERS, CUTOFF, torch.float64)[0]
+    assert as_it_is.outcome is None
+    np.testing.assert_array_equal(as_it_is.graph["positions"].numpy(), noisy.positions)
 
     monkeypatch.setattr(data, "bring_to_symmetry", None)
     forces = labeled(noisy, "cubic", ("energy", "forces"))
     skipped = make_frames([forces], LABELS, NUMBERS, CUTOFF, torch.float64, symprec=1e-3)[0]
     assert skipped.outcome.kind == "not needed"
-    np.testing.assert_array_equal(skipped.atoms.positions, noisy.positions)
+    np.testing.assert_array_equal(skipped.graph["positions"].numpy(), noisy.positions)
 
 
 def test_the_summary_counts_what_was_done():
-    assert summarize([None, Outcome("not needed", symmetry=FrameSymmetry.nothing())]) == {}
-    one, two = (bring_to_symmetry(CRYSTALS[name][0], 1e-3)[1] for name in ("cubic", "monoclinic"))
+    assert summarize([None, Outcome("not needed", symmetry=FrameSymmetry.nothing(2))]) == {}
+    one, two = (bring_to_symmetry(CRYSTALS[name][0], 1e-3)[1] for name in ("cubic, centered", "monoclinic"))
     outcomes = [
         replace(one, moved=1e-5), replace(one, moved=3e-5), replace(two, moved=2e-4), None,
         Outcome("unsymmetric"), Outcome("too far", 2e-3), Outcome("failed"),
-        Outcome("not needed", symmetry=FrameSymmetry.nothing()),
+        Outcome("not needed", symmetry=FrameSymmetry.nothing(2)),
     ]  # fmt: skip
     found = summarize(outcomes)
     assert found == {
         "frames": 6,
         "directions": {"1": 2, "2": 1, "3": 3},
         "left_as_they_are": {"unsymmetric": 1, "too far": 1, "failed": 1},
+        "atoms_of_reduced": 22,
+        "atoms_in_primitive_cells": 10,
         "moved_median": 3e-5,
         "moved_max": 2e-4,
         "unit": "Å",
