@@ -8,6 +8,7 @@ rounding; how far that lies from the original is part of the answer, and where i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from fieldflows.structures import StructureLike
+
+logger = logging.getLogger(__name__)
 
 UNNOTICED = 1e-5
 """Shifts in Å (or strains) below this change forces by less than any tolerance: no forces are compared."""
@@ -168,12 +171,15 @@ def evaluate_each(
             except FieldflowsError as error:
                 outcomes[index] = error
                 continue
+            except Exception as error:  # symmetry is an economy: whatever is wrong with it, the rest goes on
+                logger.warning("symmetry is not used for structure %d: %s: %s", index, type(error).__name__, error)
+                continue
             if found is not None:
                 reduced[index] = found
     products = isinstance(model, DirectionalModel)
     changes = _force_changes(model, structures, applied, reduced)
     for index, change in changes.items():
-        if isinstance(change, Exception) or change > symmetry.force_tolerance:  # type: ignore[union-attr]
+        if isinstance(change, Exception) or not change <= symmetry.force_tolerance:  # type: ignore[union-attr]
             del reduced[index]
     places = list(reduced)
     items = [reduced[i] for i in places]
@@ -211,14 +217,20 @@ def _force_changes(
     moved = [i for i, item in reduced.items() if max(item.crystal.max_shift, item.crystal.strain) > UNNOTICED]
     before = _plain(model, [structures[i] for i in moved], fields[moved], ("forces",))
     after = _plain(model, [reduced[i].atoms for i in moved], fields[moved], ("forces",))
-    changes: dict[int, float | Exception] = {}
-    for index, old, new in zip(moved, before, after, strict=True):
-        if isinstance(old, Exception) or isinstance(new, Exception):
-            changes[index] = old if isinstance(old, Exception) else new  # type: ignore[assignment]
-        else:
-            forces = np.asarray(new.forces)[reduced[index].crystal.mapping]
-            changes[index] = float(np.abs(np.asarray(old.forces) - forces).max())
-    return changes
+    return {
+        index: _force_change(old, new, reduced[index].crystal.mapping)
+        for index, old, new in zip(moved, before, after, strict=True)
+    }
+
+
+def _force_change(old: Response | Exception, new: Response | Exception, mapping: Any) -> float | Exception:
+    if isinstance(old, Exception):
+        return old
+    if isinstance(new, Exception):
+        return new
+    if old.forces is None or new.forces is None:
+        return EvaluationError("The model gave no forces.")
+    return float(np.abs(old.forces - new.forces[mapping]).max())
 
 
 def _along(

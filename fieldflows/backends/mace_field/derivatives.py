@@ -127,9 +127,10 @@ def respond(
             else:
                 results["polarizability"] = stacked / volume[:, None, None]
     if displacements is not None and products:
-        results["hessian"] = torch.stack(
-            [_products(first["positions"], [positions], vector, create_graph, True)[0] for vector in displacements]
-        )
+        columns = [
+            _products(first["positions"], [positions], vector, create_graph, True)[0] for vector in displacements
+        ]
+        results["hessian"] = torch.stack(columns) if columns else positions.new_zeros(0, *positions.shape)
     return _finish(results, create_graph)
 
 

@@ -22,7 +22,7 @@ from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, to_device
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
 from fieldflows.backends.mace_field.trajectory import TrajectoryEvaluator
-from fieldflows.errors import EvaluationError, FieldflowsError, InputError, SettingsError, suggestion
+from fieldflows.errors import EvaluationError, InputError, SettingsError, suggestion
 from fieldflows.models import bundled_models
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, OBSERVABLES, check_observables
 from fieldflows.structures import StructureLike, as_atoms, check_structure
@@ -36,7 +36,7 @@ GPU_FRACTION = 0.5
 """Part of the free memory of a GPU that a batch may take by estimate."""
 
 UNCHECKED_BYTES = 1e9
-"""Smaller needs are not compared with what is available."""
+"""Smaller needs are not compared with what is available, unless a budget is given."""
 
 
 class MACEFieldModel:
@@ -167,10 +167,12 @@ class MACEFieldModel:
         graphs: dict[int, Graph] = {}
         for index, item in enumerate(structures):
             try:
-                graphs[index] = self.graph(item)
-                self._check_memory(graphs[index], names)
-            except FieldflowsError as error:
+                graph = self.graph(item)
+                self._check_memory(graph, names)
+            except Exception as error:  # one that cannot even be prepared must not stop the others
                 outcomes[index] = error
+            else:
+                graphs[index] = graph
         places = list(graphs)
 
         def evaluate(members: list[int]) -> list[Response | Exception]:
@@ -260,7 +262,7 @@ class MACEFieldModel:
             EvaluationError: Says how much is needed and how much there is.
         """
         needed = self._cost(graph, names, None).size
-        if needed < UNCHECKED_BYTES:
+        if needed < UNCHECKED_BYTES and self.memory_budget is None:
             return
         there = available_bytes(self.network.device) if self.memory_budget is None else self.memory_budget
         if there is not None and needed > there:
