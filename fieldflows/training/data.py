@@ -145,7 +145,8 @@ def _checked(key: str, value: object, n_atoms: int, name: str) -> np.ndarray:
 
 def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.device | str = "cpu") -> Batch:
     """Return frames as one batch; labels that none of them has are left out."""
-    dtype = frames[0].graph["node_attrs"].dtype
+    # that of the predictions, which are derivatives by positions
+    dtype = frames[0].graph["positions"].dtype
     sizes = [len(frame.atoms) for frame in frames]
     targets, masks = {}, {}
     for key in labels:

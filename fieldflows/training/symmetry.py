@@ -247,7 +247,7 @@ def join(
     Args:
         symmetries: By frame; None for the three axes.
         sizes: Atoms of each frame.
-        dtype: Precision of the network.
+        dtype: Precision of the predictions.
         device: Where the batch is.
     """
     if not any(item is not None and item.count for item in symmetries):

@@ -169,7 +169,8 @@ def test_batches_that_mix_numbers_of_directions(loss):
 def test_single_precision_agrees_within_its_rounding():
     frames = frames_of(["hexagonal", "monoclinic", "tetragonal"], torch.float32)
     batch = compare(frames, LOSSES["huber"], 2e-5, 2e-3, torch.float32)
-    assert batch.reduction.directions.dtype == torch.float32
+    assert batch.reduction.directions.dtype == batch.graph["positions"].dtype
+    assert network(torch.float32).dtype == torch.float32
 
 
 def test_masked_tensors_change_nothing():
