@@ -268,9 +268,11 @@ def _compare_energy(module: torch.nn.Module, network: MACEFieldNetwork) -> None:
     tolerance = 1e-9 if network.dtype == torch.float64 else 1e-4
     for head in range(len(network.config.heads)):
         graph = build_graph(atoms, numbers, network.config.r_max, network.dtype, head)
+        # mace wants all of it in the precision of the network
+        data = {key: value.to(network.dtype) if value.is_floating_point() else value for key, value in graph.items()}
         with module_construction(network.dtype):
             # class-level call: an imported MACEField brings a forward of its own, which we do not have
-            original = ScaleShiftMACE.forward(module, dict(graph), compute_force=False)["energy"]
+            original = ScaleShiftMACE.forward(module, data, compute_force=False)["energy"]
         ours = sum(network(graph))
         difference = float((original - ours).detach().abs().max())
         if not difference <= tolerance * max(1.0, float(original.detach().abs().max())):

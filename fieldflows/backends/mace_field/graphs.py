@@ -46,14 +46,14 @@ def build_graph(
 ) -> Graph:
     """Return the graph of one crystal.
 
-    Edges run from sender j to receiver i over all periodic images with |r_i − r_j + shift| < cutoff.  Distances are
-    decided in float64 whatever ``dtype`` is.
+    Edges run from sender j to receiver i over all periodic images with |r_i − r_j + shift| < cutoff.  Geometry is
+    float64 whatever ``dtype`` is.
 
     Args:
         atoms: The crystal.
         atomic_numbers: Elements of the model, in its order.
         cutoff: Cut-off in Å.
-        dtype: Precision of the tensors.
+        dtype: Precision of the network: that of node_attrs; it also decides which distances count as equal.
         head: Index of the head.
 
     Returns:
@@ -73,10 +73,10 @@ def build_graph(
     unit_shifts = -images.astype(np.float64)
     one_hot = np.zeros((len(atoms), len(atomic_numbers)))
     one_hot[np.arange(len(atoms)), index] = 1.0
-    as_tensor = lambda array: torch.as_tensor(np.ascontiguousarray(array), dtype=dtype)  # noqa: E731
+    as_tensor = lambda array: torch.as_tensor(np.ascontiguousarray(array), dtype=torch.float64)  # noqa: E731
     return {
         "positions": as_tensor(atoms.positions),
-        "node_attrs": as_tensor(one_hot),
+        "node_attrs": as_tensor(one_hot).to(dtype),
         "edge_index": torch.as_tensor(np.stack([sender, receiver]).astype(np.int64)),
         "shifts": as_tensor(unit_shifts @ atoms.cell[:]),
         "unit_shifts": as_tensor(unit_shifts),

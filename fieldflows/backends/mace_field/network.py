@@ -197,6 +197,9 @@ class MACEFieldNetwork(ScaleShiftMACE):
             positions: (n, 3) in Å, in place of those of the graph (the leaf to differentiate by).
             strain: (g, 3, 3); its symmetric part deforms positions and images, r → r (1 + ε).
             field: (g, 3) in V/Å; None skips the coupling, which is the same as zero.
+
+        Geometry is float64 whatever the precision of the network: edge vectors, harmonics and radial functions are
+        formed in it, and cast where they meet the channels.  Energies of atoms are summed in float64.
         """
         positions = graph["positions"] if positions is None else positions
         shifts = graph["shifts"]
@@ -213,10 +216,13 @@ class MACEFieldNetwork(ScaleShiftMACE):
         heads = graph["head"][batch]
         atoms = torch.arange(len(positions), device=positions.device)
         attrs = graph["node_attrs"]
-        baseline = scatter_sum(self.atomic_energies_fn(attrs)[atoms, heads], batch, dim=0, dim_size=n_graphs)
+        baselines = self.atomic_energies_fn(attrs.to(positions.dtype))[atoms, heads]
+        baseline = scatter_sum(baselines, batch, dim=0, dim_size=n_graphs)
 
-        edge_attrs = self.spherical_harmonics(vectors)
+        edge_attrs = self.spherical_harmonics(vectors).to(self.dtype)
         edge_feats, cutoff = self.radial_embedding(lengths, attrs, graph["edge_index"], self.atomic_numbers)
+        edge_feats = edge_feats.to(self.dtype)
+        cutoff = None if cutoff is None else cutoff.to(self.dtype)
         if hasattr(self, "pair_repulsion_fn"):
             node_energy = self.pair_repulsion_fn(lengths, attrs, graph["edge_index"], self.atomic_numbers)
         else:
@@ -237,7 +243,8 @@ class MACEFieldNetwork(ScaleShiftMACE):
             )
             features = product(node_feats=features, sc=skip, node_attrs=attrs)
             if node_field is not None and self.config.field_coupling and layer < len(self.field_feats):
-                features = features - self.field_linear[layer](self.field_feats[layer](features, node_field))
+                change = self.field_feats[layer](features, node_field.to(self.dtype))
+                features = features - self.field_linear[layer](change)
             collected.append(features)
         for index, readout in enumerate(self.readouts):
             layer = -1 if len(self.readouts) == 1 else index

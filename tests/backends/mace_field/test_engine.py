@@ -183,6 +183,30 @@ def test_parameter_gradients_of_a_loss_on_everything_equal_those_of_the_network(
             assert largest_difference(a, b) < 1e-9, name
 
 
+@pytest.mark.parametrize("evaluator", [FastEngine, lambda network, order: network], ids=["engine", "network"])
+def test_geometry_is_double_whatever_the_precision_of_the_network(evaluator):
+    """A crystal 1000 Å away from the origin loses no digits; single precision would leave 1e-4 of each position."""
+    exact = make_network("polarizable elements")
+    single = build_network(exact.config, torch.float32, seed=0)
+    single.load_state_dict(exact.state_dict())
+    rounded = build_network(exact.config, torch.float64, seed=0)
+    rounded.load_state_dict(dict(single.named_parameters()), strict=False)
+    crystal = random_crystal(3, atoms=3)
+    crystal.positions += 1000.0
+    graph = build_graph(crystal, ELEMENTS, exact.config.r_max, torch.float32)
+    assert {graph[key].dtype for key in ("positions", "shifts", "cell", "distances")} == {torch.float64}
+    assert graph["node_attrs"].dtype == torch.float32
+    field = 0.05 * torch.tensor([[0.3, -0.5, 0.8]], dtype=torch.float64)
+    found = respond(evaluator(single, order=2), graph, OBSERVABLES, field)
+    found["hessian"] = hessian(evaluator(single, order=2), graph, field)[0]
+    graph = build_graph(crystal, ELEMENTS, exact.config.r_max)
+    expected = respond(rounded, graph, OBSERVABLES, field)
+    expected["hessian"] = hessian(rounded, graph, field)[0]
+    for name, value in expected.items():
+        assert found[name].dtype == torch.float64
+        assert 0 < largest_difference(value, found[name]) < 1e-5, name
+
+
 def test_gradient_by_positions_past_the_order_is_not_a_number_rather_than_wrong():
     network = make_network("residual")
     blocks = hessian(FastEngine(network, order=1), random_batch(network, 4))
