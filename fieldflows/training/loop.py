@@ -396,8 +396,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             loss, _ = self._loss(make_batch([frames[name]], self.setup.labels, self.config.run.device))
             loss.backward(inputs=list(self.parameters.values()))
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            if not torch.isfinite(loss) or not all(torch.isfinite(g).all() for g in gradients):
+            norms = [p.grad.norm() for p in self.parameters.values() if p.grad is not None]
+            if not torch.isfinite(loss) or not torch.isfinite(torch.stack(norms).norm()):
                 culprits.append(name)
         self._log_event("diverged", step=self.state.step, frames=culprits or list(batch.names))
         return TrainingError(

@@ -262,10 +262,11 @@ def test_another_dataset_is_refused(dataset, tmp_path):
         train(variant("cosine"), tmp_path, dataset=small_dataset(6, 2, 0, names=ELECTRONIC))
 
 
-def test_a_loss_that_is_not_finite_names_the_frame_and_keeps_the_state(dataset, tmp_path):
+@pytest.mark.parametrize(("size", "what"), [(1e200, "loss"), (1e30, "(loss|gradient)")])
+def test_what_is_not_finite_names_the_frame_and_keeps_the_state(dataset, tmp_path, size, what):
     frames = list(dataset.frames)
     broken = frames[3]
-    huge = np.full_like(broken.labels["polarizability"], 1e30)
+    huge = np.full_like(broken.labels["polarizability"], size)
     frames[3] = broken.with_(labels={**broken.labels, "polarizability": huge})
     spoiled = type(dataset)(frames)
     config = tiny_config(
@@ -273,7 +274,7 @@ def test_a_loss_that_is_not_finite_names_the_frame_and_keeps_the_state(dataset, 
         run={"dtype": "float32", "epochs": 2, "batch_structures": 1, "checkpoint_steps": 1},
         loss={"terms": {"polarizability": {"kind": "mse"}}},
     )
-    with pytest.raises(TrainingError, match=r"loss is not finite.*MgS \(teacher:3\)"):
+    with pytest.raises(TrainingError, match=rf"{what} is not finite.*: MgS \(teacher:3\)"):
         train(config, tmp_path, dataset=spoiled)
     from fieldflows.training.state import load_state
 
