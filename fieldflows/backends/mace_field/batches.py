@@ -148,7 +148,7 @@ def available_bytes(device: torch.device) -> int | None:
     """Return the memory that can still be used on a device in bytes, or None where nobody says.
 
     On a GPU that is what the driver calls free plus what torch holds unused; on a CPU what the kernel calls
-    available, or what a container leaves of its limit if that is less.
+    available, or what a container leaves of its limit if that is less; cached files that nobody reads do not count.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -160,7 +160,8 @@ def available_bytes(device: torch.device) -> int | None:
             candidates.append(1024 * int(line.split()[1]))
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     if limit.isdigit() and used.isdigit():
-        candidates.append(max(int(limit) - int(used), 0))
+        fields = dict(line.split() for line in _read("/sys/fs/cgroup/memory.stat").splitlines())
+        candidates.append(max(int(limit) - int(used) + int(fields.get("inactive_file", 0)), 0))
     return min(candidates, default=None)
 
 

@@ -268,7 +268,7 @@ class MACEFieldModel:
         if there is not None and needed > there:
             raise EvaluationError(
                 f"A crystal of {len(graph['positions'])} atoms with {graph['edge_index'].shape[1]} neighbor pairs "
-                f"needs about {needed / 1e9:.1f} GB for {', '.join(names)}; {there / 1e9:.1f} GB are available.",
+                f"needs about {needed / 1e9:.2g} GB for {', '.join(names)}; {there / 1e9:.2g} GB are available.",
                 "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
             )
 
