@@ -134,7 +134,7 @@ def _explained(error: Exception, cost: Cost) -> Exception:
     _free_memory()
     return EvaluationError(
         f"Memory ran out for one crystal alone, of an estimated need of {cost.size / 1e9:.2g} GB: "
-        f"{str(error).splitlines()[0]}",
+        f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
         "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
     )
 
