@@ -148,7 +148,9 @@ class DielectricProperty:
         mechanical = {"none": (), "field": ("forces",), "hessian": ("forces",) if self.ionic else ()}[self.surface]
         if self.ionic:
             mechanical = (*mechanical, "hessian")
-        symmetry = self.settings.symmetrization if self.settings.use_symmetry else None
+        # isotopes break the symmetry of the modes, which the primitive cell would average away
+        usable = self.settings.use_symmetry and not _has_isotopes(as_atoms(structure))
+        symmetry = self.settings.symmetrization if usable else None
         if self.surface == "hessian" and mechanical:
             return Plan(
                 (
@@ -412,6 +414,13 @@ class _Flags:
                 "All elements are metals, and a potential cannot know the band gap: this is probably no insulator.",
             )
         return "unknown"
+
+
+def _has_isotopes(atoms: Atoms) -> bool:
+    """Return whether atoms were given other masses than the mean ones of their elements."""
+    from ase.data import atomic_masses
+
+    return atoms.has("masses") and not np.allclose(atoms.get_masses(), atomic_masses[atoms.numbers])
 
 
 def _symmetry_record(response: Response) -> SymmetryRecord | None:

@@ -98,11 +98,11 @@ def unimodular(rng: np.random.Generator, shears: int) -> np.ndarray:
 def write_down(atoms: Atoms, writing: Writing) -> Atoms:
     """Return the crystal in another cell, frame and choice of images, and off its symmetry by noise and strain."""
     rng = np.random.default_rng(writing.seed)
+    turn = random_rotation(rng) if writing.turned else np.eye(3)  # first, so that it depends on the seed only
     atoms = atoms.repeat(writing.repeat)
     basis = unimodular(rng, writing.shears)
     if writing.left_handed:
         basis = basis[[1, 0, 2]]
-    turn = random_rotation(rng) if writing.turned else np.eye(3)
     strain = rng.uniform(-1.0, 1.0, (3, 3)) * writing.strain
     change = turn.T @ (np.eye(3) + 0.5 * (strain + strain.T))
     cell = basis @ atoms.cell[:] @ change
