@@ -5,7 +5,8 @@
 #   make test        the default test suite
 #   make check       ruff and mypy
 #   make docs        the documentation as a web site, in site/
-#   make bench       response and Hessian against a naive reference
+#   make bench       time against mace-torch's modules, on one thread
+#   make bench-gpu   crystals per second in batches, where there is a GPU
 #   make clean       remove what the other words made
 #
 # Optional: TORCH_INDEX=<url> takes torch from that wheel index (a CPU-only one saves gigabytes);
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check docs bench bench-gpu clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -44,6 +45,9 @@ docs: $(VENV)/.installed-docs
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(VENV)/.installed
+	$(BIN)/python -m benchmarks gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist site demo-output .pytest_cache .mypy_cache .ruff_cache *.egg-info

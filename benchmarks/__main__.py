@@ -11,15 +11,19 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from ase import Atoms
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import figures, page, report
 from benchmarks.cases import TAGS, headline_crystals, random_model
 from benchmarks.dynamics import measure_dynamics
 from benchmarks.environment import environment
+from benchmarks.gpu import measure_gpu, on_device
 from benchmarks.ionic import measure_ionic
 from benchmarks.precision import measure_precision
 from benchmarks.response import measure_hessian, measure_response, measure_scripted
+from benchmarks.sample import measure_sample, published_sample, sample_crystals
+from benchmarks.sample import summary as sample_summary
 from benchmarks.timing import Timing
 from benchmarks.training import measure_training
 
@@ -72,8 +76,67 @@ def speed(options: argparse.Namespace, console: Console) -> int:
                     status.update(f"{task} of {timing.tag}, {timing.variant}: {timing.ratio:.2f}")
             section["timings"] = timings
             console.print(report.table(section))
-        report.update(options.output, task, section)
+        report.update(options.output, task, report.joined(report.load(options.output).get(task), section))
     console.print(f"written to {options.output}")
+    return 0
+
+
+def drawn_sample(options: argparse.Namespace) -> tuple[str, list[Atoms]]:
+    """Return where the sample comes from, and its crystals, smallest first."""
+    found = None if options.source == "published" else sample_crystals(options.count, options.large, options.seed)
+    if found is not None:
+        return "data", found
+    if options.source == "data":
+        raise SystemExit("The data files were asked for, but FIELDFLOWS_DATA does not hold them.")
+    return "published", published_sample(list(headline_crystals("published")[1].values()))[: options.count]
+
+
+def sample(options: argparse.Namespace, console: Console) -> int:
+    """Time the pipeline on a sample, one crystal after the other."""
+    source, crystals = drawn_sample(options)
+    model = random_model(crystals, options.channels, DTYPES[options.dtype])
+    records = []
+    with console.status("warming up") as status:
+        list(measure_sample(model, crystals[:1]))
+        for record in measure_sample(model, crystals, options.baseline_every):
+            records.append(record)
+            status.update(f"{len(records)} of {len(crystals)}, {record['atoms']} atoms: {record['seconds']:.1f} s")
+    settings = {"channels": options.channels, "dtype": options.dtype, "crystals": source, "seed": options.seed}
+    section = {
+        "environment": environment(),
+        "settings": settings,
+        "summary": sample_summary(records),
+        "records": records,
+    }
+    report.update(options.output, "sample", section)
+    console.print(section["summary"])
+    return 0
+
+
+def gpu(options: argparse.Namespace, console: Console) -> int:
+    """Measure rates in batches on a GPU, or on the CPU to see that it works."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cpu":
+        console.print("No GPU: the numbers only show that the benchmark works.")
+    source, crystals = drawn_sample(options)
+    model = on_device(random_model(crystals, options.channels, DTYPES[options.dtype]), device)
+    result = measure_gpu(model, crystals, options.times, options.baseline_crystals)
+    settings = {"channels": options.channels, "dtype": options.dtype, "crystals": source, "seed": options.seed}
+    report.update(options.output, "gpu", {"environment": environment(), "settings": settings, "result": result})
+    console.print({key: value for key, value in result.items() if key != "profile"})
+    return 0
+
+
+def pages(options: argparse.Namespace, console: Console) -> int:
+    """Put the results into the documentation: tables and figures."""
+    sections = report.load(options.output)
+    if not sections:
+        raise SystemExit(f"There are no results in {options.output}.")
+    page.PAGE.write_text(page.render(page.PAGE.read_text(encoding="utf-8"), sections), encoding="utf-8")
+    figures.ratios(sections, Path("docs/images/speed.png"))
+    if "sample" in sections:
+        figures.growth(sections["sample"], Path("docs/images/speed_growth.png"))
+    console.print(f"{page.PAGE} and its figures follow {options.output}")
     return 0
 
 
@@ -82,19 +145,44 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     words = top.add_subparsers(dest="word", required=True)
     word = words.add_parser("speed", help="the package against the baseline, one thread")
-    word.add_argument("--channels", type=int, default=128, help="channels of the network")
-    word.add_argument("--dtype", choices=DTYPES, default="float64")
+    _common(word, "float64")
     word.add_argument("--repeats", type=int, default=5)
     word.add_argument(
         "--rows", type=int, default=8, help="rows of the baseline's Hessian, where it has four times more"
     )
-    word.add_argument("--source", choices=["data", "published"], default=None, help="where the crystals come from")
     word.add_argument("--crystals", nargs="*", choices=TAGS, default=list(TAGS))
     word.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS))
     word.add_argument("--quick", action="store_true", help="a few channels and repeats: does it work?")
-    word.add_argument("--output", type=Path, default=report.RESULTS)
     word.set_defaults(run=speed)
+    word = words.add_parser("sample", help="the pipeline to ε_ion over a random sample of crystals")
+    _common(word, "float64")
+    _drawn(word)
+    word.add_argument("--baseline-every", type=int, default=None, help="let the baseline do every so many-th as well")
+    word.set_defaults(run=sample)
+    word = words.add_parser("gpu", help="crystals per second in batches")
+    _common(word, "float32")
+    _drawn(word)
+    word.add_argument("--device", default=None, help="torch device; cuda if there is one")
+    word.add_argument("--times", type=int, default=5, help="how often the sample is repeated")
+    word.add_argument("--baseline-crystals", type=int, default=8, help="crystals that the baseline computes")
+    word.set_defaults(run=gpu)
+    word = words.add_parser("page", help="tables and figures of the documentation from the results")
+    word.add_argument("--output", type=Path, default=page.DATA, help="the results")
+    word.set_defaults(run=pages)
     return top
+
+
+def _common(word: argparse.ArgumentParser, dtype: str) -> None:
+    word.add_argument("--channels", type=int, default=128, help="channels of the network")
+    word.add_argument("--dtype", choices=DTYPES, default=dtype)
+    word.add_argument("--source", choices=["data", "published"], default=None, help="where the crystals come from")
+    word.add_argument("--output", type=Path, default=report.RESULTS)
+
+
+def _drawn(word: argparse.ArgumentParser) -> None:
+    word.add_argument("--count", type=int, default=200, help="crystals in the sample")
+    word.add_argument("--large", type=int, default=5, help="of these, crystals of 85 to 200 atoms")
+    word.add_argument("--seed", type=int, default=0)
 
 
 def main(arguments: list[str] | None = None) -> int:

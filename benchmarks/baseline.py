@@ -16,7 +16,7 @@ import torch
 from ase import Atoms
 
 from fieldflows.backends.mace_field._mace import contained_imports
-from fieldflows.backends.mace_field.graphs import Graph, build_graph
+from fieldflows.backends.mace_field.graphs import Graph, build_graph, to_device
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
 
 RESPONSE = ("energy", "forces", "stress", "polarization", "born_effective_charges", "polarizability")
@@ -24,7 +24,15 @@ RESPONSE = ("energy", "forces", "stress", "polarization", "born_effective_charge
 
 def graph_of(network: MACEFieldNetwork, atoms: Atoms) -> Graph:
     """Return the graph of a crystal, from the compiled neighbor list that the package uses as well."""
-    return build_graph(atoms, network.config.atomic_numbers, network.config.r_max, network.dtype)
+    graph = build_graph(atoms, network.config.atomic_numbers, network.config.r_max, network.dtype)
+    return to_device(graph, network.device)
+
+
+def clock(network: MACEFieldNetwork) -> float:
+    """Return the time in seconds when all work handed to the device so far is done."""
+    if network.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def response(network: MACEFieldNetwork, atoms: Atoms | Graph, create_graph: bool = False) -> dict[str, torch.Tensor]:
@@ -93,7 +101,7 @@ def hessian_rows(network: MACEFieldNetwork, atoms: Atoms, limit: int | None = No
         atoms: A crystal.
         limit: Compute only so many rows, evenly spread, and extrapolate the time, if there are four times more.
     """
-    start = time.perf_counter()
+    start = clock(network)
     graph = graph_of(network, atoms)
     positions = graph["positions"].clone().requires_grad_(True)
     interaction, _ = network(graph, positions=positions)
@@ -102,9 +110,9 @@ def hessian_rows(network: MACEFieldNetwork, atoms: Atoms, limit: int | None = No
     total = len(flat)
     count = total if limit is None or total <= 4 * limit else limit
     indices = tuple(int(i) for i in np.linspace(0, total - 1, count).round()) if count > 1 else (0,)
-    prepared = time.perf_counter()
+    prepared = clock(network)
     rows = [torch.autograd.grad(flat[k], positions, retain_graph=True)[0].reshape(-1) for k in indices]
-    finished = time.perf_counter()
+    finished = clock(network)
     seconds = prepared - start + (finished - prepared) * total / len(indices)
     return Rows(indices, torch.stack(rows).double().cpu().numpy(), seconds, count == total)
 

@@ -23,6 +23,15 @@ def update(path: Path, name: str, section: dict[str, Any]) -> None:
     path.write_text(json.dumps(dict(sorted(sections.items())), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def joined(before: dict[str, Any] | None, section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section of timings with those of an earlier one for other crystals, if its settings were the same."""
+    if before is None or before["settings"] != section["settings"] or "timings" not in section:
+        return section
+    new = {timing["tag"] for timing in section["timings"]}
+    kept = [timing for timing in before["timings"] if timing["tag"] not in new]
+    return {**section, "timings": sorted(kept + section["timings"], key=lambda t: (t["n_atoms"], t["tag"]))}
+
+
 def table(section: dict[str, Any]) -> Table:
     """Return the timings of a section as a table for the terminal."""
     settings = section["settings"]

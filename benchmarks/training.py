@@ -13,7 +13,7 @@ from ase.spacegroup import crystal
 
 from benchmarks import baseline
 from benchmarks.agreement import largest
-from benchmarks.cases import bare, published_crystals, random_model, rattled, read_frames, symmetrized
+from benchmarks.cases import bare, primitive, published_crystals, random_model, rattled, read_frames
 from benchmarks.response import ANY, SYMMETRIC
 from benchmarks.timing import Timing, interleave, summarize
 from fieldflows.backends.mace_field.engine.engine import fastest
@@ -30,13 +30,13 @@ SYMPREC = 1e-3
 
 
 def mixed_batch(source: str) -> list[Atoms]:
-    """Return four crystals of 8 to 20 atoms: drawn from the data files, or published ones."""
+    """Return the primitive cells of four crystals of 8 to 20 atoms: drawn from the data files, or published ones."""
     folder = os.environ.get("FIELDFLOWS_DATA")
     if source == "data" and folder:
         frames = read_frames(Path(folder) / "dielectric_valid_dev.extxyz.xz")
         fitting = [atoms for atoms in frames if 8 <= len(atoms) <= 20]
         chosen = np.random.default_rng(0).choice(len(fitting), size=4, replace=False)
-        return [symmetrized(bare(fitting[i])) for i in chosen]
+        return [primitive(bare(fitting[i])) for i in chosen]
     anatase = crystal(
         ["Ti", "O"], basis=[(0, 0, 0), (0, 0, 0.2081)], spacegroup=141, cellpar=(3.785, 3.785, 9.514, 90, 90, 90)
     )
@@ -47,8 +47,14 @@ def mixed_batch(source: str) -> list[Atoms]:
         cellpar=(5.14829, 5.14829, 13.8631, 90, 90, 120),
         primitive_cell=True,
     )
-    known = published_crystals()
-    return [symmetrized(atoms) for atoms in (known["q9"], niobate, anatase, known["p5"].repeat((1, 1, 2)))]
+    zircon = crystal(
+        ["Zr", "Si", "O"],
+        basis=[(0, 0.75, 0.125), (0, 0.25, 0.375), (0, 0.0661, 0.1953)],
+        spacegroup=141,
+        setting=2,
+        cellpar=(6.607, 6.607, 5.982, 90, 90, 90),
+    )
+    return [primitive(atoms) for atoms in (published_crystals()["q9"], niobate, anatase, zircon)]
 
 
 def labeled(crystals: list[Atoms], seed: int = 4) -> list[LabeledFrame]:

@@ -107,7 +107,7 @@ def test_version_is_read_from_the_package():
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "fieldflows.__version__"}
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "check", "docs", "bench", "clean", "help"])
+@pytest.mark.parametrize("target", ["demo", "test", "check", "docs", "bench", "bench-gpu", "clean", "help"])
 def test_the_daily_words_exist(target):
     done = subprocess.run(
         ["make", "-n", target], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False
