@@ -72,7 +72,7 @@ class SymmetricModel:
     """A model that uses the symmetry of each crystal; in all else the one that it wraps.
 
     ``evaluate`` gives the responses of the structures as they are asked for; ``response.symmetry`` says what was
-    used, or is None where the crystal has no symmetry to use or was too far from it.
+    used, or is None where the crystal was too far from its symmetry.  A crystal in P1 has one operation, the identity.
 
     Args:
         model: Any model.

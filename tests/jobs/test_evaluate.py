@@ -11,6 +11,7 @@ from ase.build import bulk
 
 from fieldflows import load_model
 from fieldflows.backends.base import FieldModel, ModelInfo
+from fieldflows.backends.symmetric import SymmetrySettings
 from fieldflows.errors import CapabilityError, StoreError
 from fieldflows.jobs.evaluate import evaluate_chunk, reporting
 from fieldflows.jobs.relax import RelaxSettings
@@ -207,3 +208,54 @@ def test_a_hessian_model_serves_the_energy_surface(crystals) -> None:
         assert document.provenance.hessian_model.sha256 == "2" * 64
     hessian = load_model("toy").evaluate(crystals[0], observables=("hessian",)).hessian
     np.testing.assert_allclose(outcome.hessians[outcome.documents[0].key].hessian, hessian, atol=1e-12)
+
+
+def test_hessians_are_those_of_the_primitive_cell_and_say_of_which_atoms(results: ResultsCollection) -> None:
+    """A conventional cell in other order; all atoms of one that is too far from its symmetry, or where it is off."""
+    from fieldflows.jobs.screening import _hessian_record
+
+    toy = load_model("toy")
+    cubic = bulk("MgO", "rocksalt", 4.21, cubic=True)[[3, 4, 0, 1, 2, 5, 6, 7]]
+    rattled = cubic.copy()
+    rattled.rattle(0.004, seed=2)
+    coarse = DielectricProperty(DielectricSettings(symmetrization=SymmetrySettings(symprec=0.05)))
+    outcome = evaluate_chunk(coarse, inputs([cubic, rattled]), toy, results=results, keep_hessians=True)
+    own, whole = (_hessian_record(doc.key, outcome.hessians[doc.key]) for doc in outcome.documents)
+    assert whole.atoms is None
+    np.testing.assert_allclose(whole.hessian, toy.evaluate(rattled, observables=("hessian",)).hessian, atol=1e-9)
+    full = toy.evaluate(cubic, observables=("hessian",)).hessian.reshape(8, 3, 8, 3)
+    # the cell holds four images of each atom, which move together at the zone center
+    same = cubic.numbers[:, None] == cubic.numbers[list(own.atoms)]
+    folded = np.einsum("aicj,cb->aibj", full[list(own.atoms)], same.astype(float)).reshape(6, 6)
+    np.testing.assert_allclose(own.hessian, folded, atol=1e-9)
+    assert outcome.documents[0].symmetry_used.primitive_atoms == own.atoms
+
+    plain = DielectricProperty(DielectricSettings(use_symmetry=False))
+    outcome = evaluate_chunk(plain, inputs([cubic]), toy, results=results, keep_hessians=True)
+    (document,) = outcome.documents
+    record = _hessian_record(document.key, outcome.hessians[document.key])
+    assert record.atoms is None
+    np.testing.assert_allclose(record.hessian, full.reshape(24, 24), atol=1e-9)
+
+
+def test_symmetry_is_part_of_the_key(crystals, results: ResultsCollection) -> None:
+    """A result by symmetry does not stand for one without, nor the other way round."""
+    plain = DielectricProperty(DielectricSettings(use_symmetry=False))
+    first = evaluate_chunk(PROPERTY, inputs(crystals[:1]), load_model("toy"), results=results)
+    second = evaluate_chunk(plain, inputs(crystals[:1]), load_model("toy"), results=results)
+    assert (first.n_computed, second.n_computed, second.n_reused) == (1, 1, 0)
+    assert first.documents[0].symmetry_used.space_group_number == 225
+    assert second.documents[0].symmetry_used is None
+    assert second.documents[0].n == pytest.approx(first.documents[0].n, rel=1e-10)
+
+
+def test_a_relaxed_crystal_is_reduced_as_it_is_after_relaxation(results: ResultsCollection) -> None:
+    """Relaxation leaves noise on positions and cell, which symmetry removes; what it removes is on record."""
+    crystal = bulk("MgO", "rocksalt", 4.3, cubic=True)
+    crystal.rattle(1e-4, seed=1)
+    relax = RelaxSettings(force_threshold=1e-3)
+    (document,) = evaluate_chunk(PROPERTY, inputs([crystal]), load_model("toy"), relax=relax).documents
+    assert document.relaxation.converged
+    assert document.symmetry_used.space_group_number == 225
+    assert 0 < document.symmetry_used.max_shift < 1e-3
+    assert len(document.modes.frequencies_thz) == 3

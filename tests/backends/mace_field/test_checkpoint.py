@@ -26,7 +26,7 @@ from fieldflows.backends.mace_field.checkpoint import (
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.backends.mace_field.network import build_network
 from fieldflows.errors import CheckpointError, SettingsError
-from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, small_config, small_network, triclinic
+from tests.backends.mace_field.models import ALL, FIELD, HIDDEN, cubic, small_config, small_network, triclinic
 
 TWO_HEADS = {"heads": ["a", "b"], "scale": [1.0, 2.0], "shift": [0.0, 0.5], "atomic_energies": [[1.0, 2.0, 3.0]] * 2}
 
@@ -127,6 +127,60 @@ def test_single_precision_is_close_to_double(saved):
     for name in ALL:
         size = np.abs(double.get(name)).max()
         assert 0 < np.abs(single.get(name) - double.get(name)).max() < 1e-4 * size, name
+
+
+def test_constants_of_a_file_in_single_precision_are_exact_in_double(tmp_path):
+    """Weights stay those of the file, to the bit; couplings and radial basis are not learned, and not rounded."""
+    exact = small_network(correlation=3)
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, _copy(exact, torch.float32), metadata_of(exact))
+    loaded, _, _ = load_checkpoint(path, torch.float64)
+    kept, restored = 0, []
+    for name, value in loaded.state_dict().items():
+        rounded = exact.state_dict()[name]
+        rounded = rounded.float().double() if rounded.is_floating_point() else rounded
+        if torch.equal(value, rounded):
+            kept += 1
+        else:
+            restored.append(name)
+            assert torch.equal(value, exact.state_dict()[name]), name
+    assert kept > 20
+    assert any("U_matrix" in name for name in restored)
+    parameters = dict(loaded.named_parameters())
+    assert not set(restored) & set(parameters)
+
+    single, _, _ = load_checkpoint(path, torch.float32)
+    assert single.dtype == torch.float32
+    stored = _copy(exact, torch.float32).state_dict()
+    assert all(torch.equal(value, stored[name]) for name, value in single.state_dict().items())
+
+
+def test_a_file_in_single_precision_is_covariant_in_double(tmp_path):
+    """The equal components of cubic tensors are equal to rounding of double, not of single precision."""
+    network = _copy(small_network(correlation=3), torch.float32)
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, network, metadata_of(network))
+    response = MACEFieldModel.from_file(path).evaluate(cubic(), observables=ALL)
+    tensors = (response.polarizability, *response.born_effective_charges, response.hessian[:3, :3])
+    for tensor in tensors:
+        assert np.abs(tensor - np.eye(3) * np.trace(tensor) / 3).max() < 1e-12 * np.abs(tensor).max()
+    assert np.abs(response.born_effective_charges).max() > 0.01
+    assert np.abs(response.forces).max() < 1e-12
+
+
+def test_constants_that_are_not_those_of_the_architecture_are_left_as_they_are(tmp_path):
+    """As an import from a program with another radial basis would need."""
+    network = _copy(small_network(), torch.float32)
+    changed = {name for name, buffer in network.named_buffers() if "bessel_weights" in name and buffer.numel()}
+    assert changed, "there is no such buffer"
+    with torch.no_grad():
+        for name in changed:
+            network.get_buffer(name).mul_(1.0 + 1e-4)
+    path = tmp_path / "m.safetensors"
+    save_checkpoint(path, network, metadata_of(network))
+    loaded, _, _ = load_checkpoint(path, torch.float64)
+    for name in changed:
+        assert torch.equal(loaded.get_buffer(name), network.get_buffer(name).double()), name
 
 
 CUTS = {
