@@ -7,15 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from fieldflows.backends.mace_field.derivatives import respond
+from fieldflows.backends.mace_field.engine.engine import fastest
+from fieldflows.backends.mace_field.network import NetworkConfig, build_network
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
 from fieldflows.training.config import TrainingConfig
-from fieldflows.training.data import average_neighbors
+from fieldflows.training.data import average_neighbors, make_batch, make_frames
 from fieldflows.training.loop import train
+from fieldflows.training.response import full_response
 from fieldflows.training.setup import prepare
 
 pytestmark = pytest.mark.skipif("FIELDFLOWS_DATA" not in os.environ, reason="FIELDFLOWS_DATA names no label files")
+ELECTRONIC = ("born_effective_charges", "polarizability")
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
@@ -47,6 +53,28 @@ def test_quartz_with_all_labels(tmp_path):
     assert all(np.isfinite(v["mae"]) for v in result.metrics["train"].values())
     # energies per formula unit are hundreds of eV; without the baselines errors would be as large
     assert result.metrics["train"]["energy_per_atom"]["mae"] < 1000
+
+
+def test_published_crystals_are_completed_from_few_directions():
+    """Those at hand in the shared files, against three directions on the same symmetrized primitive cells."""
+    frames = [frame for frame in few("dataset_dielectric.yaml", 40).frames if len(frame.atoms) <= 16]
+    numbers = sorted({int(z) for frame in frames for z in frame.atoms.numbers})
+    config = NetworkConfig(
+        atomic_numbers=numbers, atomic_energies=[0.0] * len(numbers), r_max=4.0, max_ell=3, correlation=2,
+        hidden_irreps="4x0e + 4x1o", MLP_irreps="4x0e", num_bessel=4, radial_MLP=[8], avg_num_neighbors=20.0,
+    )  # fmt: skip
+    engine = fastest(build_network(config, seed=3))
+    made = make_frames(frames, ELECTRONIC, numbers, 4.0, torch.float64, symprec=1e-3)
+    reduced = [frame for frame in made if frame.outcome.kind == "reduced"]
+    assert {frame.cost.directions for frame in reduced} == {1, 2}
+    assert len(reduced) > 0.7 * len(made)
+    for frame in reduced:
+        batch = make_batch([frame], ELECTRONIC)
+        found = full_response(engine, batch)
+        full = respond(engine, batch.graph, ELECTRONIC)
+        charges = full["born_effective_charges"].index_select(0, batch.reduction.mapping)
+        torch.testing.assert_close(found["born_effective_charges"], charges, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(found["polarizability"], full["polarizability"], rtol=1e-9, atol=1e-13)
 
 
 def test_dielectric_labels_make_a_sane_start():
