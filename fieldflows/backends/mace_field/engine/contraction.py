@@ -1,22 +1,23 @@
-"""The symmetric contraction as a sparse polynomial.
+"""The symmetric contraction as a sparse polynomial in nested form.
 
 mace contracts dense coupling tensors U of shape (lm, lm, lm, path) with the weights of every atom's element.  Most
 entries of U are zero, and those that differ in the order of their factors belong to one monomial::
 
-    B_w(x) = Σ_monomials  C[w, monomial] · x_i x_j x_k,      C = Σ_path U · W[element, path, channel]
+    B_w(x) = Σ_i x_i (C_wi + Σ_j≥i x_j (C_wij + Σ_k≥j x_k C_wijk)),      C = Σ_path U · W[element, path, channel]
 
-C is formed once per set of weights, and only for the elements that occur.
+C is formed once per set of weights, and only for the elements that occur.  The innermost sums, which are most of the
+work, are linear in x.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import torch
 
-Monomial = tuple[int, ...]
+Node = tuple[int, ...]
+"""An output component, followed by factors in ascending order."""
 
 
 class SparseContraction:
@@ -28,92 +29,124 @@ class SparseContraction:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = module
-        terms: dict[tuple[int, Monomial, int], np.ndarray] = {}
         self.components: list[int] = []
-        first = 0
-        self.n_inputs = module.contractions[0].U_tensors(1).shape[-2]
+        terms: dict[Node, np.ndarray] = {}
+        owner: list[int] = []
         for number, contraction in enumerate(module.contractions):
-            accumulated: dict[tuple[int, Monomial], Any] = defaultdict(int)
+            first = len(owner)
             for order in range(1, contraction.correlation + 1):
                 table = contraction.U_tensors(order).detach().cpu().double().numpy()
-                if table.ndim == order + 1:
-                    table = table[None]
-                count = table.shape[0]
+                table = table[None] if table.ndim == order + 1 else table
                 for row in np.argwhere(np.abs(table).max(axis=-1) > 1e-12):
-                    accumulated[first + int(row[0]), tuple(sorted(row[1:].tolist()))] += table[tuple(row)]
-            terms.update({(w, monomial, number): vector for (w, monomial), vector in accumulated.items()})
-            self.components.append(count)
-            first += count
-        keys = sorted(terms, key=lambda key: (key[0], len(key[1]), key[1]))
-        self._index_monomials([key[1] for key in keys])
-        self.segments = [sum(key[0] == w for key in keys) for w in range(first)]
-        self._group_tables(keys, terms)
+                    node = (first + int(row[0]), *sorted(row[1:].tolist()))
+                    terms[node] = terms.get(node, 0.0) + table[tuple(row)]
+                self.components += [] if order > 1 else [len(table)]
+            owner += [number] * self.components[-1]
+        self.owner = owner
+        self._plant(terms)
 
-    def _index_monomials(self, used: list[Monomial]) -> None:
-        """Lay out all monomials by degree; each one of degree d is one of degree d − 1 times a component."""
-        degree = max(map(len, used))
-        levels: list[list[Monomial]] = [[(i,) for i in range(self.n_inputs)]]
-        for d in range(2, degree + 1):
-            needed = {m[:d] for m in used if len(m) >= d}
-            levels.append(sorted(needed))
-        position = {}
-        offset = 0
-        self.steps: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for d, level in enumerate(levels):
-            if d:
-                below = {m: i for i, m in enumerate(levels[d - 1])}
-                self.steps.append((torch.tensor([below[m[:-1]] for m in level]), torch.tensor([m[-1] for m in level])))
-            for i, m in enumerate(level):
-                position[m] = offset + i
-            offset += len(level)
-        self.gather = torch.tensor([position[m] for m in used])
-
-    def _group_tables(self, keys: list[tuple[int, Monomial, int]], terms: dict) -> None:
-        """Group the U vectors by contraction and order, which share a weight tensor."""
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, (_, monomial, number) in enumerate(keys):
-            groups[number, len(monomial)].append(i)
-        order = [i for members in groups.values() for i in members]
-        self.tables = [
-            (number, degree, torch.tensor(np.array([terms[keys[i]] for i in members])))
-            for (number, degree), members in groups.items()
-        ]
-        inverse = np.empty(len(order), dtype=np.int64)
-        inverse[order] = np.arange(len(order))
-        self.inverse = torch.tensor(inverse)
+    def _plant(self, terms: dict[Node, np.ndarray]) -> None:
+        """Lay out the nodes by depth: each is a sum over nodes with one more factor."""
+        deepest = max(map(len, terms)) - 1
+        levels = [{node for node in terms if len(node) == depth + 1} for depth in range(deepest + 1)]
+        levels[0] = {(w,) for w in range(len(self.owner))}
+        above: dict[Node, Node] = {}
+        for depth in range(deepest, 0, -1):
+            chosen = _parents(levels[depth], levels[depth - 1])
+            above.update(chosen)
+            levels[depth - 1] |= set(chosen.values())
+        ordered = [sorted(level, key=lambda node: (node[0], above.get(node, ()), node)) for level in levels]
+        self.parents: list[torch.Tensor] = []
+        self.factors: list[torch.Tensor] = []
+        self.tables: list[list[tuple[int, torch.Tensor, torch.Tensor]]] = []
+        for depth in range(1, deepest + 1):
+            level, place = ordered[depth], {node: i for i, node in enumerate(ordered[depth - 1])}
+            self.parents.append(torch.tensor([place[above[node]] for node in level]))
+            self.factors.append(torch.tensor([_removed(node, above[node]) for node in level]))
+            groups: dict[int, list[int]] = defaultdict(list)
+            for i, node in enumerate(level):
+                if node in terms:
+                    groups[self.owner[node[0]]].append(i)
+            self.tables.append(
+                [
+                    (number, torch.tensor(rows), torch.tensor(np.array([terms[level[i]] for i in rows])))
+                    for number, rows in groups.items()
+                ]
+            )
+        self.counts = [len(level) for level in levels]
 
     def to(self, like: torch.Tensor) -> SparseContraction:
         """Move the tables to the precision and device of a tensor."""
-        self.tables = [(a, b, table.to(like)) for a, b, table in self.tables]
-        self.steps = [(a.to(like.device), b.to(like.device)) for a, b in self.steps]
-        self.gather, self.inverse = self.gather.to(like.device), self.inverse.to(like.device)
+        device = like.device
+        self.parents = [index.to(device) for index in self.parents]
+        self.factors = [index.to(device) for index in self.factors]
+        self.tables = [[(number, rows.to(device), t.to(like)) for number, rows, t in level] for level in self.tables]
         return self
 
-    def coefficients(self, elements: torch.Tensor) -> torch.Tensor:
-        """Return C of shape (terms, len(elements), channels) for some elements, differentiable by the weights."""
-        parts = []
-        for number, degree, table in self.tables:
-            contraction = self.module.contractions[number]
-            top = contraction.correlation
-            weight = contraction.weights_max if degree == top else contraction.weights[top - 1 - degree]
-            if weight.shape[0] != 1:
-                weight = weight.index_select(0, elements)
-            parts.append(torch.einsum("kp,zpc->kzc", table, weight))
-        return torch.cat(parts).index_select(0, self.inverse)
+    def coefficients(self, elements: torch.Tensor) -> list[torch.Tensor]:
+        """Return C by depth, each (nodes, elements, c), differentiable by the weights.
 
-    def __call__(self, x: torch.Tensor, coefficients: torch.Tensor, species: torch.Tensor) -> list[torch.Tensor]:
+        Where all elements share their weights there is one of them.
+        """
+        result = []
+        for degree, level in enumerate(self.tables, start=1):
+            parts, rows = [], []
+            for number, row, table in level:
+                contraction = self.module.contractions[number]
+                top = contraction.correlation
+                weight = contraction.weights_max if degree == top else contraction.weights[top - 1 - degree]
+                if weight.shape[0] != 1:
+                    weight = weight.index_select(0, elements)
+                parts.append(torch.einsum("kp,zpc->kzc", table, weight))
+                rows.append(row)
+            found = torch.cat(parts)
+            result.append(found.new_zeros(self.counts[degree], *found.shape[1:]).index_add(0, torch.cat(rows), found))
+        return result
+
+    def __call__(self, x: torch.Tensor, coefficients: list[torch.Tensor], species: torch.Tensor) -> list[torch.Tensor]:
         """Return the outputs by irrep, each (2l+1, n, c).
 
         Args:
             x: (lm, n, c) features.
-            coefficients: (terms, elements, c), or (terms, 1, c) if they are those of all elements.
+            coefficients: Those of the elements that occur, by depth (see :meth:`coefficients`).
             species: (n,) place of each atom's element.
         """
-        if coefficients.shape[1] > 1:
-            coefficients = coefficients.index_select(1, species)
-        levels = [x]
-        for lower, factor in self.steps:
-            levels.append(levels[-1].index_select(0, lower) * x.index_select(0, factor))
-        products = torch.cat(levels).index_select(0, self.gather) * coefficients
-        sums = torch.stack([part.sum(0) for part in products.split(self.segments)])
+        values = None
+        for depth in reversed(range(len(coefficients))):
+            own = coefficients[depth]
+            own = own.index_select(1, species) if own.shape[1] > 1 else own.expand(-1, len(species), -1)
+            values = own if values is None else own.index_add(0, self.parents[depth + 1], values)
+            values = values * x.index_select(0, self.factors[depth])
+        assert values is not None
+        sums = values.new_zeros(self.counts[0], *x.shape[1:]).index_add(0, self.parents[0], values)
         return list(sums.split(self.components))
+
+
+def _parents(nodes: set[Node], known: set[Node]) -> dict[Node, Node]:
+    """Return for every node one with a factor less, from few different ones; those that exist anyway come first."""
+    found: dict[Node, set[Node]] = defaultdict(set)
+    for node in nodes:
+        for i in range(1, len(node)):
+            found[node[:i] + node[i + 1 :]].add(node)
+    candidates = dict(found)
+    chosen: dict[Node, Node] = {}
+
+    def worth(candidate: Node) -> tuple[bool, int, Node]:
+        return candidate in known, len(candidates[candidate]), candidate
+
+    while candidates:
+        best = max(candidates, key=worth)
+        for node in candidates.pop(best):
+            chosen[node] = best
+            for i in range(1, len(node)):
+                candidates.get(node[:i] + node[i + 1 :], set()).discard(node)
+        candidates = {candidate: served for candidate, served in candidates.items() if served}
+    return chosen
+
+
+def _removed(node: Node, parent: Node) -> int:
+    """Return the factor that a node has and its parent lacks."""
+    left = list(node[1:])
+    for factor in parent[1:]:
+        left.remove(factor)
+    return left[0]

@@ -12,6 +12,7 @@ import torch
 
 from fieldflows.backends.mace_field.engine.contraction import SparseContraction
 from fieldflows.backends.mace_field.engine.layout import Layout
+from fieldflows.backends.mace_field.engine.neighbors import NeighborSums, PathShape
 from fieldflows.backends.mace_field.engine.radial import Table, jet
 from fieldflows.backends.mace_field.engine.shells import shell_sum
 from fieldflows.backends.mace_field.engine.weights import (
@@ -81,7 +82,8 @@ class Layer:
         mixed = interaction.linear_1 if self.gated else interaction.linear
         self.n_blocks = len(mixed.irreps_out)
         self.paths = _paths(interaction.conv_tp, like)
-        self.widths = tuple(path.width for path in self.paths)
+        irreps = interaction.conv_tp.irreps_in1
+        self.shapes = tuple(PathShape(p.degree, p.source, irreps[p.source].ir.dim, p.width) for p in self.paths)
 
     def __call__(self, features: Features, radial: Table, density: Table | None, geometry: Geometry) -> Features:
         """Return the next features.
@@ -150,27 +152,25 @@ class Layer:
     ) -> dict[int, torch.Tensor]:
         """Sums over neighbors by path, each (n, 2l3+1, c)."""
         layout = geometry.layout
-        sent = [None if x is None else x.transpose(0, 1).contiguous().index_select(0, layout.sender) for x in raised]
-        harmonics = [
-            part.view(-1, atoms, width).transpose(0, 1).split(_degrees(len(geometry.harmonics)), dim=1)
-            for part, (atoms, width) in zip(geometry.harmonics.split(layout.sizes, dim=1), layout.groups, strict=True)
-        ]
+        n = len(layout.order)
+        irreps = self.interaction.conv_tp.irreps_in1
+        h = torch.cat(
+            [
+                radial.entries[0].new_zeros(n, irreps[i].dim) if x is None else x.transpose(0, 1).reshape(n, -1)
+                for i, x in enumerate(raised)
+            ],
+            dim=1,
+        )
+        sources = tuple((ir.dim, mul) for mul, ir in irreps)
+        sums = NeighborSums(self.shapes, sources, radial, layout, geometry.lengths)
+        collected = sums.collect(geometry.harmonics, h).split(sums.sizes, dim=1)
         summed = {}
-        for path, weights in zip(self.paths, jet(geometry.lengths, radial, self.widths), strict=True):
-            x = sent[path.source]
-            if x is None:
-                continue
-            radiated = (weights[:, None, :] * x).split(layout.sizes)
-            parts = [
-                torch.bmm(angular[path.degree], part.view(atoms, width, -1))  # (atoms, 2l2+1, (2l1+1) c)
-                for angular, part, (atoms, width) in zip(harmonics, radiated, layout.groups, strict=True)
-            ]
-            outer = torch.cat(parts) if len(parts) > 1 else parts[0]
-            outer = outer.view(len(outer), -1, path.width)
+        for path, flat in zip(self.paths, collected, strict=True):
+            outer = flat.view(n, -1, path.width)
             if path.matrix is None:
                 summed[path.target] = path.factor * outer
             else:
-                summed[path.target] = torch.bmm(path.matrix.expand(len(outer), -1, -1), outer)
+                summed[path.target] = torch.bmm(path.matrix.expand(n, -1, -1), outer)
         return summed
 
     def _mixed(self, linear: Any, summed: dict[int, torch.Tensor]) -> Features:
