@@ -50,6 +50,13 @@ def screen(
         ),
     ] = None,
     relax: Annotated[bool, typer.Option("--relax", help="Relax atoms and cell first.")] = False,
+    symmetry: Annotated[
+        bool,
+        typer.Option(
+            "--symmetry/--no-symmetry",
+            help="Use the symmetry of each crystal and its primitive cell, or compute every cell as given and in full.",
+        ),
+    ] = True,
     store: StoreOption = None,
     band_gap: Annotated[
         float | None,
@@ -81,7 +88,7 @@ def screen(
     maker = DielectricMaker(
         model=model,
         hessian_model=hessian_model,
-        settings=DielectricSettings(ionic="auto" if ionic is None else ionic),
+        settings=DielectricSettings(ionic="auto" if ionic is None else ionic, use_symmetry=symmetry),
         relax=RelaxSettings() if relax else None,
         dtype=dtype,
         device=device,

@@ -60,6 +60,26 @@ def test_json_is_the_stored_documents(cli, crystals: Path) -> None:
     assert sorted(content["results"], key=lambda d: d["key"]) == sorted(stored(Path("s.db")), key=lambda d: d["key"])
 
 
+def test_symmetry_can_be_switched_off(cli, tmp_path: Path) -> None:
+    """The same numbers from the cell as given; both results are kept, under keys of their own."""
+    path = tmp_path / "cubic.extxyz"
+    write(path, bulk("MgO", "rocksalt", 4.21, cubic=True), format="extxyz")
+    options = ("--model", "toy", "--store", "s.db", "--json")
+    with_symmetry, without = (
+        json.loads(cli("screen", path, *options, *flags).out)["results"][0]
+        for flags in (("--symmetry",), ("--no-symmetry",))
+    )
+    assert with_symmetry["symmetry_used"]["space_group_number"] == 225
+    assert len(with_symmetry["modes"]["frequencies_thz"]) == 3
+    assert without["symmetry_used"] is None
+    assert len(without["modes"]["frequencies_thz"]) == 21
+    for name in ("n", "e_total", "e_ionic"):
+        assert without[name] == pytest.approx(with_symmetry[name], rel=1e-8)
+    default = json.loads(cli("screen", path, *options).out)["results"][0]
+    assert default["key"] == with_symmetry["key"] != without["key"]
+    assert len(stored(Path("s.db"))) == 2
+
+
 def test_the_embedded_store_is_the_default(cli, crystals: Path) -> None:
     assert cli("screen", crystals, "--model", "toy").code == 0
     assert len(stored(Path("home/data/fieldflows/store.db"))) == 3
