@@ -105,7 +105,7 @@ class FastEngine:
         node_energy = lengths.new_zeros(len(layout.order))
         if hasattr(network, "pair_repulsion_fn"):
             repulsion = self._repulsion(graph["distances"], layout)
-            node_energy = node_energy + layout.neighbor_sum(jet(lengths, repulsion, (1,))[0])[:, 0]
+            node_energy = node_energy + layout.neighbor_sum(jet(lengths, repulsion))[:, 0]
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
             features = layer(features, *tables[number], geometry)

@@ -14,7 +14,7 @@ from fieldflows.backends.mace_field.engine.contraction import SparseContraction
 from fieldflows.backends.mace_field.engine.layout import Layout
 from fieldflows.backends.mace_field.engine.neighbors import NeighborSums, PathShape
 from fieldflows.backends.mace_field.engine.radial import Table, jet
-from fieldflows.backends.mace_field.engine.shells import shell_sum
+from fieldflows.backends.mace_field.engine.shells import ShellSums
 from fieldflows.backends.mace_field.engine.weights import (
     Blocks,
     coupling,
@@ -98,7 +98,7 @@ class Layer:
         interaction, species = self.interaction, layout.species
         raised = _linear(interaction.linear_up, features)
         summed = self._first_messages(radial, geometry) if self.first else self._messages(raised, radial, geometry)
-        neighbors = None if density is None else layout.neighbor_sum(jet(geometry.lengths, density, (1,))[0])
+        neighbors = None if density is None else layout.neighbor_sum(jet(geometry.lengths, density))
         if self.gated:
             scale = 1.0 / (neighbors * interaction.beta + interaction.alpha)
             messages = [_times(m, scale) for m in self._mixed(interaction.linear_1, summed)]
@@ -143,7 +143,7 @@ class Layer:
 
     def _first_messages(self, radial: Table, geometry: Geometry) -> dict[int, torch.Tensor]:
         """Sums over neighbors by path, each (n, 2l+1, c), where senders differ by their element only."""
-        sums = shell_sum(geometry.harmonics, geometry.lengths, radial, geometry.layout).transpose(0, 1)
+        sums = ShellSums(radial, geometry.layout, geometry.lengths).collect(geometry.harmonics).transpose(0, 1)
         parts = sums.split([2 * path.degree + 1 for path in self.paths], dim=1)
         return {path.target: path.factor * part for path, part in zip(self.paths, parts, strict=True)}
 

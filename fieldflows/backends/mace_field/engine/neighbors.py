@@ -20,8 +20,7 @@ import torch
 
 from fieldflows.backends.mace_field.engine.branches import with_gradients
 from fieldflows.backends.mace_field.engine.layout import Layout
-from fieldflows.backends.mace_field.engine.radial import Table
-from fieldflows.errors import EvaluationError
+from fieldflows.backends.mace_field.engine.radial import Table, second_by_parameters
 
 BLOCK = {"cpu": 1 << 17, "cuda": 1 << 27}
 """Numbers (edges times channels times components) of a block, by device."""
@@ -82,6 +81,7 @@ class NeighborSums:
         self.sizes = [path.size for path in paths]
         self.columns = [components * channels for components, channels in sources]
         self.blocks = list(_blocks(layout, max(self.columns, default=1)))
+        self._by_path: dict[int, tuple[torch.Tensor, list[torch.Tensor]]] = {}
 
     def collect(self, y: torch.Tensor, h: torch.Tensor, k: int = 0) -> torch.Tensor:
         """Return all V_p side by side, (n, Σ size), from Y (lm, e') and h (n, Σ columns), with the k-th T."""
@@ -89,7 +89,7 @@ class NeighborSums:
         with torch.no_grad():
             value = h.new_empty(len(h), sum(self.sizes))
             for block in self.blocks:
-                angular, weights, sent = self._angular(y, block), self._weights(table, block), self._sent(h, block)
+                angular, weights, sent = self._angular(y, block), self._weights(k, table, block), self._sent(h, block)
                 outputs = value[block.atoms].split(self.sizes, dim=1)
                 for path, weight, output in zip(self.paths, weights, outputs, strict=True):
                     x = (weight[:, None, :] * sent[path.source]).view(block.count, block.width, -1)
@@ -110,7 +110,7 @@ class NeighborSums:
         with torch.no_grad():
             value = h.new_empty(degrees**2, len(self.layout.sender))
             for block in self.blocks:
-                weights, sent, parts = self._weights(table, block), self._sent(h, block), self._collected(g, block)
+                weights, sent, parts = self._weights(k, table, block), self._sent(h, block), self._collected(g, block)
                 sums: list[torch.Tensor | None] = [None] * degrees
                 for path, weight, part in zip(self.paths, weights, parts, strict=True):
                     x = (weight[:, None, :] * sent[path.source]).view(block.count, block.width, -1).transpose(1, 2)
@@ -138,7 +138,7 @@ class NeighborSums:
             for block in self.blocks:
                 angular, weights, parts = (
                     self._angular(y, block),
-                    self._weights(table, block),
+                    self._weights(k, table, block),
                     self._collected(g, block),
                 )
                 received = g.new_zeros(block.count * block.width, sum(self.columns))
@@ -166,11 +166,7 @@ class NeighborSums:
 
     def _by_table(self, y: torch.Tensor, h: torch.Tensor, g: torch.Tensor, rows: int) -> torch.Tensor:
         """Return ∂φ/∂T, (rows, Σ channels)."""
-        if torch.is_grad_enabled():
-            raise EvaluationError(
-                "The engine was asked for second derivatives by parameters, which it does not have.",
-                "Differentiate the network itself.",
-            )
+        second_by_parameters()
         value = g.new_zeros(rows, sum(self.widths))
         for block in self.blocks:
             angular, sent, parts = self._angular(y, block), self._sent(h, block), self._collected(g, block)
@@ -186,9 +182,14 @@ class NeighborSums:
         part = y[:, block.edges].view(len(y), block.count, block.width).transpose(0, 1)
         return list(part.split([2 * l + 1 for l in range(round(len(y) ** 0.5))], dim=1))
 
-    def _weights(self, table: torch.Tensor, block: _Block) -> list[torch.Tensor]:
-        """Return T by path, each (edges, channels)."""
-        return list(table.index_select(0, self.table.index[block.edges]).split(self.widths, dim=1))
+    def _weights(self, k: int, table: torch.Tensor, block: _Block) -> Iterator[torch.Tensor]:
+        """Yield T by path, each (edges, channels)."""
+        known = self._by_path.get(k)
+        if known is None or known[0] is not table:
+            known = table, [part.contiguous() for part in table.detach().split(self.widths, dim=1)]
+            self._by_path[k] = known
+        rows = self.table.index[block.edges]
+        return (part.index_select(0, rows) for part in known[1])
 
     def _sent(self, h: torch.Tensor, block: _Block) -> list[torch.Tensor]:
         """Return the features of the senders by block, each (edges, components, channels)."""

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from fieldflows.backends.mace_field.engine import series
+from fieldflows.backends.mace_field.engine.branches import with_gradients
 from fieldflows.backends.mace_field.engine.series import Series
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
+from fieldflows.errors import EvaluationError
 
 Pairs = tuple[torch.Tensor, torch.Tensor]
 """Indices of the elements of sender and receiver, one of each per row of a table."""
@@ -61,46 +63,35 @@ def _with_zero_row(entry: torch.Tensor) -> torch.Tensor:
     return torch.cat([entry, entry.new_zeros(1, entry.shape[1])])
 
 
-class Jet(torch.autograd.Function):
-    """Tabulated functions of the edge length that know their own derivatives.
+def second_by_parameters() -> None:
+    """Raise where a graph is wanted for a gradient by what a table holds.
 
-    ``Jet.apply(r, table, k, widths, table.derivative(k))`` gives the k-th derivatives at the edges, one tensor
-    (e', width) per width; its derivative by ``r`` is the next table.
+    Raises:
+        EvaluationError: Says that the engine has no second derivatives by parameters.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, r: torch.Tensor, table: Table, k: int, widths: tuple[int, ...], values: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """Return one tensor (e', width) per width."""
-        ctx.save_for_backward(r)
-        ctx.table, ctx.k, ctx.widths = table, k, widths
-        ctx.set_materialize_grads(False)
-        return tuple(part.detach() for part in table.at_edges(k).split(widths, dim=1))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> Any:
-        """Return gradients by r and by the table in use."""
-        (r,) = ctx.saved_tensors
-        table, k, widths = ctx.table, ctx.k, ctx.widths
-        used = [(i, g) for i, g in enumerate(gradients) if g is not None]
-        by_r = by_values = None
-        if ctx.needs_input_grad[0] and used:
-            slopes = Jet.apply(r, table, k + 1, widths, table.derivative(k + 1))
-            by_r = sum((g * slopes[i]).sum(1) for i, g in used)
-            by_r = by_r.to(r.dtype)
-        if ctx.needs_input_grad[4] and used:
-            rows = len(table.entries[0])
-            like = used[0][1]
-            parts = [like.new_zeros(len(like), w) if g is None else g for g, w in zip(gradients, widths, strict=True)]
-            joined = torch.cat(parts, dim=1)
-            by_values = joined.new_zeros(rows, joined.shape[1]).index_add(0, table.index, joined)
-        return by_r, None, None, None, by_values
+    if torch.is_grad_enabled():
+        raise EvaluationError(
+            "The engine was asked for second derivatives by parameters, which it does not have.",
+            "Differentiate the network itself.",
+        )
 
 
-def jet(r: torch.Tensor, table: Table, widths: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
-    """Return the tabulated functions at the edges, differentiable by their lengths and by what the table holds."""
-    return Jet.apply(r, table, 0, widths, table.derivative(0))
+def jet(lengths: torch.Tensor, table: Table, k: int = 0) -> torch.Tensor:
+    """Return the k-th derivative of tabulated functions at the edges, (e', width).
+
+    It is differentiable by the lengths (e',), any number of times, and by what the table holds.
+    """
+    values = table.derivative(k)
+
+    def by_table(gradient: torch.Tensor) -> torch.Tensor:
+        second_by_parameters()
+        return torch.zeros_like(values).index_add(0, table.index, gradient)
+
+    return with_gradients(
+        table.at_edges(k),
+        (lengths, lambda g: (g * jet(lengths, table, k + 1)).sum(1).to(lengths.dtype)),
+        (values, by_table),
+    )
 
 
 class RadialBasis:
