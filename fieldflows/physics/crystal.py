@@ -7,6 +7,8 @@ given.  What moves is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +32,7 @@ class SymmetricCrystal:
         permutations: (s, n) atom on which operation s brings each atom.
         space_group: International number of the crystal; a supercell whose shape breaks its symmetry has fewer
             operations.
+        point_group_order: Number of rotations of that group.
         max_shift: Largest displacement of an atom by the symmetrization, in Å, besides the strain of the cell.
         strain: Largest component of the (pure) strain of the cell by the symmetrization.
         representatives: (n,) for a primitive cell, the atoms of the original cell that it keeps.
@@ -42,6 +45,7 @@ class SymmetricCrystal:
     rotations: FloatArray
     permutations: NDArray[np.intp]
     space_group: int
+    point_group_order: int
     max_shift: float
     strain: float
     representatives: NDArray[np.intp]
@@ -80,6 +84,7 @@ class SymmetricCrystal:
             rotations=self.rotations[first],
             permutations=permutations,
             space_group=self.space_group,
+            point_group_order=self.point_group_order,
             max_shift=self.max_shift,
             strain=self.strain,
             representatives=self.representatives[representatives],
@@ -202,11 +207,21 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
         rotations=rotations,
         permutations=permutations,
         space_group=int(dataset.number),
+        point_group_order=_point_group_order(int(dataset.hall_number)),
         max_shift=float(np.linalg.norm(shifts @ new_lattice, axis=1).max()),
         strain=float(np.abs(stretch - np.eye(3)).max()),
         representatives=identity,
         mapping=identity,
     )
+
+
+@cache
+def _point_group_order(hall_number: int) -> int:
+    """Return the number of rotations of a space group, from the tables of spglib."""
+    import spglib
+
+    operations: Any = spglib.get_symmetry_from_database(hall_number)
+    return len(np.unique(operations["rotations"].reshape(-1, 9), axis=0))
 
 
 def primitive_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike, symprec: float) -> SymmetricCrystal:
@@ -224,7 +239,7 @@ def primitive_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike,
         EvaluationError: As :func:`symmetrize_crystal`.
     """
     found = symmetrize_crystal(cell, positions, numbers, symprec).primitive()
-    if found.multiplicity == 1:
+    if found.n_operations >= found.point_group_order:
         return found
     again = symmetrize_crystal(found.cell, found.positions, found.numbers, symprec)
     if again.n_operations <= found.n_operations or again.primitive() is not again:

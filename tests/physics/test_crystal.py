@@ -145,7 +145,7 @@ def test_every_operation_of_a_group_is_kept(number):
     crystal = symmetrized(write_down(crystal_of(number), Writing(seed=number)))
     assert crystal.space_group == number
     primitive = crystal.primitive()
-    assert primitive.n_operations == point_group_order(number)
+    assert primitive.n_operations == primitive.point_group_order == point_group_order(number)
     assert primitive.n_operations * primitive.multiplicity == crystal.n_operations
 
 
