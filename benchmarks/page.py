@@ -179,8 +179,8 @@ def sample(sections: dict[str, Any]) -> str:
     rows = [
         ("crystals (failed)", f"{s['crystals']} ({s['failed']})"),
         ("atoms in the primitive cell", f"{s['smallest']} to {s['largest']}"),
-        ("total time", f"{s['seconds'] / 60:.1f} min"),
-        ("time of a crystal: median, slowest", f"{s['median_seconds']:.2f} s, {s['slowest_seconds']:.0f} s"),
+        ("total time: processor, wall", f"{s['cpu_seconds'] / 60:.1f} min, {s['seconds'] / 60:.1f} min"),
+        ("processor time of a crystal: median, slowest", f"{s['median_seconds']:.2g} s, {s['slowest_seconds']:.0f} s"),
         ("products for the Hessians, of rows", f"{s['displacements']} of {s['rows']}"),
         ("peak memory of the process", f"{s['peak_bytes'] / 1e9:.1f} GB"),
     ]

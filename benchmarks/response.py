@@ -11,6 +11,7 @@ from ase import Atoms
 from benchmarks import baseline
 from benchmarks.agreement import largest, relative_difference, response_difference
 from benchmarks.baseline import RESPONSE
+from benchmarks.cases import primitive
 from benchmarks.timing import Estimate, Side, Timing, interleave, summarize
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.backends.symmetric import SymmetricModel
@@ -48,8 +49,9 @@ def fresh(model: Any, atoms: Atoms, observables: tuple[str, ...]) -> Callable[[]
 
 
 def measure_response(model: MACEFieldModel, crystals: Mapping[str, Atoms], repeats: int) -> Iterator[Timing]:
-    """Yield E, F, stress, P, Z* and α per crystal; every side starts from an ``ase.Atoms``."""
-    for tag, atoms in crystals.items():
+    """Yield E, F, stress, P, Z* and α per crystal; every side starts from the ``ase.Atoms`` of the primitive cell."""
+    for tag, conventional in crystals.items():
+        atoms = primitive(conventional)
         models = variants(model)
         sides: dict[str, Side] = {name: fresh(m, atoms, RESPONSE) for name, m in models.items()}
         sides["baseline"] = lambda a=atoms: baseline.response(model.network, a)
@@ -63,8 +65,9 @@ def measure_response(model: MACEFieldModel, crystals: Mapping[str, Atoms], repea
 def measure_hessian(
     model: MACEFieldModel, crystals: Mapping[str, Atoms], repeats: int, rows: int | None = None
 ) -> Iterator[Timing]:
-    """Yield the Hessian per crystal; the baseline goes row by row, or extrapolates from some rows."""
-    for tag, atoms in crystals.items():
+    """Yield the Hessian per primitive cell; the baseline goes row by row, or extrapolates from some rows."""
+    for tag, conventional in crystals.items():
+        atoms = primitive(conventional)
         models = variants(model)
         sides: dict[str, Side] = {name: fresh(m, atoms, ("hessian",)) for name, m in models.items()}
         sides["baseline"] = lambda a=atoms: Estimate(baseline.hessian_rows(model.network, a, rows).seconds)
