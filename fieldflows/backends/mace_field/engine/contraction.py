@@ -16,6 +16,11 @@ from collections import defaultdict
 import numpy as np
 import torch
 
+from fieldflows.backends.mace_field.engine.layout import Layout
+
+FEW = 4
+"""Atoms per element below which coefficients are copied to every atom rather than used element by element."""
+
 Node = tuple[int, ...]
 """An output component, followed by factors in ascending order."""
 
@@ -103,23 +108,34 @@ class SparseContraction:
             result.append(found.new_zeros(self.counts[degree], *found.shape[1:]).index_add(0, torch.cat(rows), found))
         return result
 
-    def __call__(self, x: torch.Tensor, coefficients: list[torch.Tensor], species: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, x: torch.Tensor, coefficients: list[torch.Tensor], layout: Layout) -> list[torch.Tensor]:
         """Return the outputs by irrep, each (2l+1, n, c).
 
         Args:
             x: (lm, n, c) features.
             coefficients: Those of the elements that occur, by depth (see :meth:`coefficients`).
-            species: (n,) place of each atom's element.
+            layout: Which atom is of which element.
         """
-        values = None
-        for depth in reversed(range(len(coefficients))):
-            own = coefficients[depth]
-            own = own.index_select(1, species) if own.shape[1] > 1 else own.expand(-1, len(species), -1)
-            values = own if values is None else own.index_add(0, self.parents[depth + 1], values)
-            values = values * x.index_select(0, self.factors[depth])
-        assert values is not None
-        sums = values.new_zeros(self.counts[0], *x.shape[1:]).index_add(0, self.parents[0], values)
+        n_elements = max(level.shape[1] for level in coefficients)
+        if n_elements == 1:
+            sums = self._nested(x, coefficients)
+        elif len(layout.species) < FEW * n_elements:
+            sums = self._nested(x, [level.index_select(1, layout.species) for level in coefficients])
+        else:
+            parts = x.index_select(1, layout.by_element).split(layout.of_element, dim=1)
+            by_element = zip(*(level.split(1, dim=1) for level in coefficients), strict=True)
+            found = [self._nested(part, list(own)) for part, own in zip(parts, by_element, strict=True)]
+            sums = torch.cat(found, dim=1).index_select(1, layout.place_by_element)
         return list(sums.split(self.components))
+
+    def _nested(self, x: torch.Tensor, coefficients: list[torch.Tensor]) -> torch.Tensor:
+        """Return all outputs (components, n, c) from coefficients by depth, of every atom or one for all of them."""
+        values = coefficients[-1] * x.index_select(0, self.factors[-1])
+        for depth in reversed(range(len(coefficients) - 1)):
+            own = coefficients[depth].expand(-1, x.shape[1], -1)
+            inner = own.index_add(0, self.parents[depth + 1], values)
+            values = inner * x.index_select(0, self.factors[depth])
+        return values.new_zeros(self.counts[0], *x.shape[1:]).index_add(0, self.parents[0], values)
 
 
 def _parents(nodes: set[Node], known: set[Node]) -> dict[Node, Node]:

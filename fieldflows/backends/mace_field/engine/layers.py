@@ -115,9 +115,9 @@ class Layer:
                 messages = [_times(m, 1.0 / (neighbors + 1.0)) for m in messages]
             if not self.residual:
                 blocks = self._element_blocks(layout.elements)
-                messages = [_by_element(m, blocks[b, b], species) for b, m in enumerate(messages)]
+                messages = [_by_element(m, blocks[b, b], layout) for b, m in enumerate(messages)]
         coefficients = self.contraction.coefficients(layout.elements)
-        outputs = self.contraction(torch.cat(messages), coefficients, species)
+        outputs = self.contraction(torch.cat(messages), coefficients, layout)
         result = _all(_linear(self.product.linear, outputs))
         if not self.residual:
             return result
@@ -137,7 +137,7 @@ class Layer:
             if self.first:
                 part = torch.einsum("mzc,zcd->mzd", features[i_in], matrices).index_select(1, layout.species)
             else:
-                part = _by_element(features[i_in], matrices, layout.species)
+                part = _by_element(features[i_in], matrices, layout)
             kept[i_out] = part if kept[i_out] is None else kept[i_out] + part
         return kept
 
@@ -260,18 +260,10 @@ def _times(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return x * factor
 
 
-def _by_element(x: torch.Tensor, matrices: torch.Tensor, species: torch.Tensor) -> torch.Tensor:
+def _by_element(x: torch.Tensor, matrices: torch.Tensor, layout: Layout) -> torch.Tensor:
     """Return x (m, n, c) times the matrix of each atom's element, (z, c, d)."""
     if len(matrices) == 1:
         return x @ matrices[0]
-    if x.shape[1] * matrices[0].numel() < 4_000_000:
-        return torch.einsum("mnc,ncd->mnd", x, matrices.index_select(0, species))
-    result = x.new_zeros(*x.shape[:2], matrices.shape[2])
-    for element, matrix in enumerate(matrices):
-        members = torch.nonzero(species == element)[:, 0]
-        result = result.index_add(1, members, x.index_select(1, members) @ matrix)
-    return result
-
-
-def _degrees(components: int) -> list[int]:
-    return [2 * l + 1 for l in range(round(components**0.5))]
+    parts = x.index_select(1, layout.by_element).split(layout.of_element, dim=1)
+    products = [part @ matrix for part, matrix in zip(parts, matrices.unbind(0), strict=True)]
+    return torch.cat(products, dim=1).index_select(1, layout.place_by_element)

@@ -26,6 +26,9 @@ class Layout:
         elements: (z,) indices of the elements that occur, ascending.
         species: (n,) place of each atom's element among ``elements``.
         batch: (n,) crystal of each place.
+        by_element: (n,) places sorted by element.
+        place_by_element: (n,) where each place stands in ``by_element``.
+        of_element: Number of atoms of each element.
     """
 
     order: torch.Tensor
@@ -37,6 +40,9 @@ class Layout:
     elements: torch.Tensor
     species: torch.Tensor
     batch: torch.Tensor
+    by_element: torch.Tensor
+    place_by_element: torch.Tensor
+    of_element: tuple[int, ...]
 
     @property
     def sizes(self) -> list[int]:
@@ -115,6 +121,9 @@ def neighbor_layout(graph: Graph) -> Layout:
     distance = torch.full((total,), n_distances, dtype=torch.int64, device=device)
     distance[slots] = distance_index[sorted_edges]
     elements, species = torch.unique(graph["node_attrs"].argmax(dim=1)[order], return_inverse=True)
+    by_element = torch.argsort(species, stable=True)
+    place_by_element = torch.empty_like(by_element)
+    place_by_element[by_element] = torch.arange(n, device=device)
     return Layout(
         order=order,
         groups=tuple((a, w) for a, w in groups),
@@ -125,4 +134,7 @@ def neighbor_layout(graph: Graph) -> Layout:
         elements=elements,
         species=species,
         batch=graph["batch"][order],
+        by_element=by_element,
+        place_by_element=place_by_element,
+        of_element=tuple(torch.bincount(species, minlength=len(elements)).tolist()),
     )

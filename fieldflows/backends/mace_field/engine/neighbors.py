@@ -167,15 +167,15 @@ class NeighborSums:
     def _by_table(self, y: torch.Tensor, h: torch.Tensor, g: torch.Tensor, rows: int) -> torch.Tensor:
         """Return ∂φ/∂T, (rows, Σ channels)."""
         second_by_parameters()
-        value = g.new_zeros(rows, sum(self.widths))
+        values = [g.new_zeros(rows, path.channels) for path in self.paths]
         for block in self.blocks:
             angular, sent, parts = self._angular(y, block), self._sent(h, block), self._collected(g, block)
-            by_path = []
-            for path, part in zip(self.paths, parts, strict=True):
+            at = self.table.index[block.edges]
+            for path, part, value in zip(self.paths, parts, values, strict=True):
                 z = torch.bmm(angular[path.degree].transpose(1, 2), part).view(-1, path.components, path.channels)
-                by_path.append((z * sent[path.source]).sum(1))
-            value.index_add_(0, self.table.index[block.edges], torch.cat(by_path, dim=1))
-        return value
+                z = z.mul_(sent[path.source])
+                value.index_add_(0, at, z[:, 0] if path.components == 1 else z.sum(1))
+        return torch.cat(values, dim=1)
 
     def _angular(self, y: torch.Tensor, block: _Block) -> list[torch.Tensor]:
         """Return harmonics by degree, each (atoms, 2l+1, width)."""
