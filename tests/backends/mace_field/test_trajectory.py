@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms, units
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
@@ -11,6 +12,8 @@ from ase.optimize import BFGS
 
 from fieldflows.backends.base import SteppingModel, load_model
 from fieldflows.backends.mace_field.graphs import build_graph
+from fieldflows.backends.mace_field.model import MACEFieldModel
+from fieldflows.backends.mace_field.network import build_network
 from fieldflows.backends.mace_field.trajectory import TrajectoryEvaluator
 from fieldflows.calculators import FieldCalculator
 from fieldflows.errors import EvaluationError, InputError, SettingsError, StructureError, UnknownElementError
@@ -47,6 +50,37 @@ def test_a_random_walk_agrees_with_fresh_evaluations(model, field):
         atoms.positions += 0.05 * (start - atoms.positions)
         assert_fresh(evaluator.evaluate(atoms, field), model, atoms, field)
     assert 1 < evaluator.rebuilds < 25
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distance_transform": "Agnesi", "pair_repulsion": True},
+        {"interaction_cls": "RealAgnosticDensityResidualInteractionBlock"},
+    ],
+    ids=["by element", "density"],
+)
+def test_radial_functions_that_know_elements_are_stepped_as_well(changes):
+    model = small_model(**changes)
+    evaluator = model.stepper()
+    atoms = triclinic()
+    for _ in range(3):
+        atoms.positions[0] += 0.03
+        assert_fresh(evaluator.evaluate(atoms, FIELD), model, atoms, FIELD)
+    assert evaluator.rebuilds == 1
+
+
+def test_the_reference_path_and_single_precision_are_stepped_as_well(model):
+    atoms = triclinic()
+    reference = MACEFieldModel(model.network, model.metadata, sha256="0" * 64, engine="reference")
+    assert_fresh(reference.stepper().evaluate(atoms, FIELD), model, atoms, FIELD)
+    network = build_network(model.network.config, torch.float32)
+    network.load_state_dict(model.network.state_dict())
+    single = MACEFieldModel(network, model.metadata, sha256="0" * 64)
+    stepped = single.stepper().evaluate(atoms, FIELD)
+    fresh = single.evaluate(atoms, FIELD, FIRST_ORDER_OBSERVABLES)
+    for name in FIRST_ORDER_OBSERVABLES:
+        np.testing.assert_allclose(stepped.get(name), fresh.get(name), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_the_edges_of_every_step_are_those_within_the_cutoff(model):
