@@ -19,6 +19,9 @@ from fieldflows.physics.symmetry import atom_permutations, search_symmetry
 
 FloatArray = NDArray[np.float64]
 
+MOST_IMAGES = 1_000_000
+"""Operations times atoms that are worked on at once; a cell of 216 atoms of rock salt has a little more."""
+
 
 @dataclass(frozen=True)
 class SymmetricCrystal:
@@ -167,7 +170,8 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
         metric  G_s = (1/s) Σ Wᵀ G W,          cell' = cell · (symmetric stretch with metric G_s)
         positions  f'_p(κ) = (1/s) Σ (W f_κ + w), each term in the periodic image nearest to f_p(κ)
 
-    W and w are the operations in fractional coordinates.  The stretch has no rotational part.
+    W and w are the operations in fractional coordinates.  The stretch has no rotational part.  Of a large supercell
+    only the pure translations are used; its primitive cell has the others.
 
     Args:
         cell: (3, 3) lattice vectors as rows, in Å.
@@ -176,15 +180,13 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
         symprec: Tolerance of the search in Å.
 
     Raises:
-        EvaluationError: If no space group is found, or an operation maps an atom on none.
+        EvaluationError: If no space group is found, an operation maps an atom on none, or a supercell is too large.
     """
     compact, transform = compact_cell(cell)
     lattice, fractional, dataset = search_symmetry(compact, positions, numbers, symprec)
     kinds = np.asarray(numbers, dtype=np.intp)
-    matrices = dataset.rotations.astype(float)
-    permutations = atom_permutations(
-        fractional, kinds, matrices, dataset.translations, lattice, tolerance=10 * symprec + 1e-6
-    )
+    matrices, translations = _operations(dataset, len(kinds))
+    permutations = atom_permutations(fractional, kinds, matrices, translations, lattice, 10 * symprec + 1e-6)
     metric = lattice @ lattice.T
     averaged = np.einsum("sai,ab,sbj->ij", matrices, metric, matrices) / len(matrices)
     inverse = np.linalg.inv(lattice)
@@ -192,7 +194,7 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
     stretch = 0.5 * (stretch + stretch.T)
     new_lattice = lattice @ stretch
     shifts = np.zeros_like(fractional)
-    for matrix, translation, permutation in zip(matrices, dataset.translations, permutations, strict=True):
+    for matrix, translation, permutation in zip(matrices, translations, permutations, strict=True):
         difference = fractional @ matrix.T + translation - fractional[permutation]
         shifts[permutation] += difference - np.round(difference)
     shifts /= len(matrices)
@@ -213,6 +215,20 @@ def symmetrize_crystal(cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike
         representatives=identity,
         mapping=identity,
     )
+
+
+def _operations(dataset: Any, n_atoms: int) -> tuple[FloatArray, FloatArray]:
+    """Return the operations (W, w) to use, so that the work is limited: it takes operations times atoms."""
+    matrices, translations = dataset.rotations, dataset.translations
+    if len(matrices) * n_atoms > MOST_IMAGES:
+        pure = (matrices == np.eye(3, dtype=int)).all(axis=(1, 2))
+        matrices, translations = matrices[pure], translations[pure]
+    if len(matrices) * n_atoms > 10 * MOST_IMAGES:
+        raise EvaluationError(
+            f"A supercell of {n_atoms} atoms with {len(matrices)} translations is too large to bring it to its symmetry.",
+            "Use its primitive cell.",
+        )
+    return matrices.astype(float), translations
 
 
 @cache

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fieldflows.demo.crystals import load_crystals
 from fieldflows.errors import EvaluationError
+from fieldflows.physics import crystal as crystal_module
 from fieldflows.physics.crystal import (
     SymmetricCrystal,
     compact_cell,
@@ -243,6 +244,32 @@ def test_a_supercell_without_rotations_is_still_reduced():
     assert (crystal.space_group, crystal.n_operations) == (1, 6)
     assert_exact(crystal)
     assert_primitive(crystal, crystal.primitive())
+
+
+@pytest.mark.parametrize("repeat", [(3, 3, 3), (2, 3, 4)])
+def test_a_large_supercell_costs_little(repeat):
+    """Operations times atoms grow with the square of the volume: of large cells only the translations are used."""
+    unit = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    atoms = write_down(unit, Writing(seed=8, repeat=repeat, noise=1e-4))
+    count = 8 * int(np.prod(repeat))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crystal_module, "MOST_IMAGES", 100_000)
+        direct = symmetrized(atoms)
+        primitive = primitive_crystal(*_arrays(atoms), SYMPREC)
+    assert (direct.n_operations, direct.space_group) == (count // 2, 225)
+    assert_exact(direct)
+    assert_reported(direct, atoms)
+    assert (primitive.n_operations, primitive.multiplicity) == (48, count // 2)
+    assert_exact(primitive)
+    reference = primitive_crystal(*_arrays(atoms), SYMPREC)
+    np.testing.assert_array_equal(primitive.mapping, reference.mapping)
+    np.testing.assert_allclose(primitive.positions, reference.positions, rtol=0, atol=3e-4)
+
+
+def test_a_supercell_beyond_all_bounds_is_refused(monkeypatch):
+    monkeypatch.setattr(crystal_module, "MOST_IMAGES", 10)
+    with pytest.raises(EvaluationError, match="64 atoms with 32 translations"):
+        symmetrized(bulk("NaCl", "rocksalt", a=5.64, cubic=True).repeat(2))
 
 
 def test_the_distortion_decides_which_group_is_found():
