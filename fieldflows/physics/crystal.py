@@ -15,12 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import sqrtm
 
 from fieldflows.errors import EvaluationError
-from fieldflows.physics.symmetry import atom_permutations, search_symmetry
+from fieldflows.physics.symmetry import MOST_IMAGES, atom_permutations, search_symmetry
 
 FloatArray = NDArray[np.float64]
-
-MOST_IMAGES = 1_000_000
-"""Operations times atoms that are worked on at once; a cell of 216 atoms of rock salt has a little more."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +222,7 @@ def _operations(dataset: Any, n_atoms: int) -> tuple[FloatArray, FloatArray]:
         matrices, translations = matrices[pure], translations[pure]
     if len(matrices) * n_atoms > 10 * MOST_IMAGES:
         raise EvaluationError(
-            f"A supercell of {n_atoms} atoms with {len(matrices)} translations is too large to bring it to its symmetry.",
+            f"A supercell of {n_atoms} atoms with {len(matrices)} translations is too large to be symmetrized.",
             "Use its primitive cell.",
         )
     return matrices.astype(float), translations

@@ -20,6 +20,8 @@ FIT_SYMPREC = 0.1
 """Tolerance in Å for symmetrizing tensors, as in the Materials Project's dielectric documents."""
 LARGEST_CONDITION = 1e6
 """Condition number of the most skewed cell whose symmetry is searched; spglib ends the process for some at 1e8."""
+MOST_IMAGES = 1_000_000
+"""Operations times atoms that are worked on at once; a cell of 216 atoms of rock salt has a little more."""
 
 _CRYSTAL_SYSTEMS = (
     (2, "triclinic"),
@@ -143,7 +145,8 @@ def symmetry_operations(
 ) -> SymmetryOperations:
     """Return all operations of the space group in the Cartesian frame of the cell as given.
 
-    Rotations are brought to the nearest orthogonal matrix, since a cell may be distorted within the tolerance.
+    Rotations are brought to the nearest orthogonal matrix, since a cell may be distorted within the tolerance.  Of a
+    large supercell there is one operation for each rotation: pure translations do nothing to tensors of the crystal.
 
     Args:
         cell: (3, 3) lattice vectors as rows, in Å.
@@ -156,10 +159,12 @@ def symmetry_operations(
     """
     lattice, fractional, dataset = search_symmetry(cell, positions, numbers, symprec)
     kinds = np.asarray(numbers)
-    left, _, right = np.linalg.svd(lattice.T @ dataset.rotations @ np.linalg.inv(lattice.T))
-    permutations = atom_permutations(
-        fractional, kinds, dataset.rotations, dataset.translations, lattice, tolerance=10 * symprec
-    )
+    matrices, translations = dataset.rotations, dataset.translations
+    if len(matrices) * len(kinds) > MOST_IMAGES:
+        first = np.sort(np.unique(matrices.reshape(-1, 9), axis=0, return_index=True)[1])
+        matrices, translations = matrices[first], translations[first]
+    left, _, right = np.linalg.svd(lattice.T @ matrices @ np.linalg.inv(lattice.T))
+    permutations = atom_permutations(fractional, kinds, matrices, translations, lattice, tolerance=10 * symprec)
     return SymmetryOperations(left @ right, permutations)
 
 
