@@ -17,8 +17,11 @@ from fieldflows.backends.mace_field.derivatives import hessian, respond
 from fieldflows.backends.mace_field.engine.engine import FastEngine, fastest, uncovered
 from fieldflows.backends.mace_field.engine.harmonics import Harmonics
 from fieldflows.backends.mace_field.engine.layout import distinct_rows, neighbor_layout
+from fieldflows.backends.mace_field.engine.neighbors import BLOCK
+from fieldflows.backends.mace_field.engine.radial import Table
 from fieldflows.backends.mace_field.graphs import build_graph, collate
 from fieldflows.backends.mace_field.network import NetworkConfig, build_network
+from fieldflows.errors import EvaluationError
 from tests.backends.mace_field.backbones import CASES, FAMILIES
 
 ELEMENTS = [8, 12, 22]
@@ -211,6 +214,89 @@ def test_gradient_by_positions_past_the_order_is_not_a_number_rather_than_wrong(
     network = make_network("residual")
     blocks = hessian(FastEngine(network, order=1), random_batch(network, 4))
     assert torch.isnan(blocks[0]).any()
+
+
+def fresh_network():
+    network = build_network(make_network("residual").config, seed=0)
+    network.load_state_dict(make_network("residual").state_dict())
+    return network
+
+
+@pytest.mark.parametrize("change", ["in place", "state", "precision", "assigned"])
+def test_fixed_weights_are_remembered_until_they_change(change):
+    """The memory must notice whatever torch can do to a parameter."""
+    network, batch = fresh_network().requires_grad_(False), random_batch(make_network("residual"), 5)
+    engine = FastEngine(network)
+    before = respond(engine, batch, OBSERVABLES)
+    remembered = engine.weights.linear(network.interactions[1].linear)
+    assert engine.weights.linear(network.interactions[1].linear) is remembered
+    # the tables of the contraction are state as well
+    state = {k: v * 1.01 if k.endswith("weight") or "U_matrix" in k else v for k, v in network.state_dict().items()}
+    with torch.no_grad():
+        if change == "in place":
+            for parameter in network.parameters():
+                parameter.mul_(1.01)
+        elif change == "state":
+            network.load_state_dict(state)
+        elif change == "precision":
+            network.to(torch.float32).to(torch.float64)
+        else:
+            for parameter in network.parameters():
+                parameter.data = 1.01 * parameter.data
+    expected, found = respond(network, batch, OBSERVABLES), respond(engine, batch, OBSERVABLES)
+    for name in OBSERVABLES:
+        assert largest_difference(before[name], found[name]) > 1e-9, name
+        # a network that was rounded holds its constants rounded as well; those of the engine are exact
+        assert largest_difference(expected[name], found[name]) < (1e-6 if change == "precision" else 1e-10), name
+
+
+def test_remembered_weights_are_those_of_the_elements_at_hand():
+    network = fresh_network().requires_grad_(False)
+    engine = FastEngine(network)
+    for seed in (1, 2, 3, 1):
+        graph = build_graph(random_crystal(seed), ELEMENTS, network.config.r_max)
+        expected, found = respond(network, graph, ("energy",)), respond(engine, graph, ("energy",))
+        assert largest_difference(expected["energy"], found["energy"]) < 1e-12
+
+
+def test_weights_that_are_trained_are_not_remembered():
+    network = fresh_network()
+    engine = FastEngine(network)
+    linear = network.interactions[1].linear
+    assert engine.weights.linear(linear) is not engine.weights.linear(linear)
+    assert all(matrix.requires_grad for matrix in engine.weights.linear(linear).values())
+
+
+def test_no_gradient_is_computed_that_nobody_asked_for():
+    """A loss differentiated by the weights must not differentiate the radial functions by positions once more."""
+    network, batch = fresh_network(), random_batch(make_network("residual"), 7)
+    engine = FastEngine(network, order=1)
+    results = respond(engine, batch, OBSERVABLES, create_graph=True)
+    loss = sum(value.square().sum() for value in results.values())
+    orders = []
+    original = Table.derivative
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Table, "derivative", lambda table, k: orders.append(k) or original(table, k))
+        loss.backward(inputs=list(network.parameters()))
+    assert max(orders) == 1
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_second_derivatives_by_parameters_are_refused():
+    network, batch = fresh_network(), random_batch(make_network("residual"), 7)
+    energy = respond(FastEngine(network), batch, ("energy",), create_graph=True)["energy"]
+    with pytest.raises(EvaluationError, match="second derivatives by parameters"):
+        torch.autograd.grad(energy.sum(), list(network.parameters()), create_graph=True, allow_unused=True)
+
+
+def test_blocks_of_atoms_do_not_change_results(monkeypatch):
+    """Sums over neighbors go through a few atoms at a time; here one at a time."""
+    network, batch = make_network("L2"), random_batch(make_network("L2"), 8)
+    expected = hessian(FastEngine(network, order=2), batch)
+    monkeypatch.setitem(BLOCK, "cpu", 1)
+    found = hessian(FastEngine(network, order=2), batch)
+    for a, b in zip(expected, found, strict=True):
+        assert largest_difference(a, b) < 1e-12
 
 
 def test_isolated_atom_has_no_response_but_its_own_polarizability():

@@ -23,7 +23,7 @@ from fieldflows.backends.mace_field.engine.radial import (
 )
 from fieldflows.backends.mace_field.engine.readout import readout_energies
 from fieldflows.backends.mace_field.engine.series import Series
-from fieldflows.backends.mace_field.engine.weights import linear_blocks
+from fieldflows.backends.mace_field.engine.weights import Weights
 from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig
 from fieldflows.errors import EvaluationError
@@ -50,8 +50,9 @@ class FastEngine:
     def __init__(self, network: MACEFieldNetwork, order: int = 1) -> None:
         self.network = network
         self.order = order
+        self.weights = Weights()
         blocks = zip(network.interactions, network.products, strict=True)
-        self.layers = [Layer(i, p, first=number == 0) for number, (i, p) in enumerate(blocks)]
+        self.layers = [Layer(i, p, number == 0, self.weights) for number, (i, p) in enumerate(blocks)]
         self.harmonics = Harmonics(network.config.max_ell, network.device)
         by_elements = network.config.distance_transform != "None"
         self.by_pairs = [by_elements or layer.gated for layer in self.layers]
@@ -100,7 +101,8 @@ class FastEngine:
         baselines = torch.atleast_2d(network.atomic_energies_fn.atomic_energies).T.to(positions)
         baseline = sum_by_crystal(baselines[all_species, heads])
         node_field = None if field is None else field.index_select(0, layout.batch)
-        features: Features = [linear_blocks(network.node_embedding.linear)[0, 0].index_select(0, layout.elements)[None]]
+        embedding = self.weights.linear(network.node_embedding.linear)[0, 0]
+        features: Features = [embedding.index_select(0, layout.elements)[None]]
         tables = self._tables(graph["distances"], layout, features)
         node_energy = lengths.new_zeros(len(layout.order))
         if hasattr(network, "pair_repulsion_fn"):
@@ -111,9 +113,9 @@ class FastEngine:
             features = layer(features, *tables[number], geometry)
             if node_field is not None and self.config.field_coupling and number < last:
                 block, linear = network.field_feats[number], network.field_linear[number]
-                features = couple(block, linear, features, node_field.to(self.dtype))
+                features = couple(self.weights, block, linear, features, node_field.to(self.dtype))
             for readout in self._readouts(number, last):
-                node_energy = node_energy + readout_energies(readout, features[0][0], heads)
+                node_energy = node_energy + readout_energies(readout, features[0][0], heads, self.weights)
 
         interaction = sum_by_crystal(network.scale_shift(node_energy, heads))
         if node_field is not None and self.config.element_polarizability:
@@ -166,7 +168,7 @@ class FastEngine:
         assert basis.pairs is not None
         modules = layer.interaction.source_embedding, layer.interaction.target_embedding
         embeddings = [
-            linear_blocks(module)[0, 0].index_select(0, elements)
+            self.weights.linear(module)[0, 0].index_select(0, elements)
             for module, elements in zip(modules, basis.pairs, strict=True)
         ]
         first = torch.cat([values[0], *embeddings], dim=1)

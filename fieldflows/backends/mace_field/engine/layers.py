@@ -17,9 +17,8 @@ from fieldflows.backends.mace_field.engine.radial import Table, jet
 from fieldflows.backends.mace_field.engine.shells import ShellSums
 from fieldflows.backends.mace_field.engine.weights import (
     Blocks,
+    Weights,
     coupling,
-    element_blocks,
-    linear_blocks,
     tensor_product_blocks,
 )
 
@@ -69,16 +68,16 @@ class Layer:
         interaction: The interaction block.
         product: The product block.
         first: Its features are those of the elements, scalars that do not depend on positions.
+        weights: The memory of the engine.
     """
 
-    def __init__(self, interaction: Any, product: Any, first: bool) -> None:
-        self.interaction, self.product, self.first = interaction, product, first
+    def __init__(self, interaction: Any, product: Any, first: bool, weights: Weights) -> None:
+        self.interaction, self.product, self.first, self.weights = interaction, product, first, weights
         name = type(interaction).__name__
         self.gated = "NonLinear" in name
         self.density = hasattr(interaction, "density_fn")
         self.residual = product.use_sc and "Residual" in name
         like = product.linear.weight.detach()
-        self.contraction = SparseContraction(product.symmetric_contractions).to(like)
         mixed = interaction.linear_1 if self.gated else interaction.linear
         self.n_blocks = len(mixed.irreps_out)
         self.paths = _paths(interaction.conv_tp, like)
@@ -96,17 +95,19 @@ class Layer:
         """
         layout = geometry.layout
         interaction, species = self.interaction, layout.species
-        raised = _linear(interaction.linear_up, features)
+        raised = _linear(self.weights, interaction.linear_up, features)
         summed = self._first_messages(radial, geometry) if self.first else self._messages(raised, radial, geometry)
         neighbors = None if density is None else layout.neighbor_sum(jet(geometry.lengths, density))
         if self.gated:
             scale = 1.0 / (neighbors * interaction.beta + interaction.alpha)
             messages = [_times(m, scale) for m in self._mixed(interaction.linear_1, summed)]
-            stayed = _linear(interaction.linear_res, raised, len(messages))
+            stayed = _linear(self.weights, interaction.linear_res, raised, len(messages))
             if self.first:
                 stayed = [None if x is None else x.index_select(1, species) for x in stayed]
             messages = [m if s is None else m + s for m, s in zip(messages, stayed, strict=True)]
-            messages = _all(_linear(interaction.linear_2, _gate(interaction.equivariant_nonlin, messages)))
+            messages = _all(
+                _linear(self.weights, interaction.linear_2, _gate(interaction.equivariant_nonlin, messages))
+            )
         else:
             messages = self._mixed(interaction.linear, summed)
             if neighbors is None:
@@ -114,26 +115,41 @@ class Layer:
             else:
                 messages = [_times(m, 1.0 / (neighbors + 1.0)) for m in messages]
             if not self.residual:
-                blocks = self._element_blocks(layout.elements)
+                blocks = self._element_blocks(layout)
                 messages = [_by_element(m, blocks[b, b], layout) for b, m in enumerate(messages)]
-        coefficients = self.contraction.coefficients(layout.elements)
-        outputs = self.contraction(torch.cat(messages), coefficients, layout)
-        result = _all(_linear(self.product.linear, outputs))
+        contraction = self._contraction()
+        coefficients = self.weights.remember(
+            "coefficients",
+            contraction.module,
+            contraction.module.parameters(),
+            (layout.names, contraction),
+            lambda: contraction.coefficients(layout.elements),
+        )
+        outputs = contraction(torch.cat(messages), coefficients, layout)
+        result = _all(_linear(self.weights, self.product.linear, outputs))
         if not self.residual:
             return result
         kept = self._skipped(features, layout, len(result))
         return [x if s is None else x + s for x, s in zip(result, kept, strict=True)]
 
-    def _element_blocks(self, elements: torch.Tensor) -> Blocks:
-        return {key: block.index_select(0, elements) for key, block in element_blocks(self.interaction.skip_tp).items()}
+    def _contraction(self) -> SparseContraction:
+        """Return the contraction; its tables are part of the state and can be loaded, moved or rounded."""
+        module = self.product.symmetric_contractions
+        like = self.product.linear.weight.detach()
+        return self.weights.remember(
+            "tables", module, module.buffers(), None, lambda: SparseContraction(module).to(like)
+        )
+
+    def _element_blocks(self, layout: Layout) -> Blocks:
+        return self.weights.elements(self.interaction.skip_tp, layout.elements, layout.names)
 
     def _skipped(self, features: Features, layout: Layout, count: int) -> list[torch.Tensor | None]:
         """Return what goes past the interaction, by output block."""
         if self.gated:
-            kept = _linear(self.interaction.skip_tp, features, count)
+            kept = _linear(self.weights, self.interaction.skip_tp, features, count)
             return [None if x is None else x.index_select(1, layout.species) for x in kept] if self.first else kept
         kept = [None] * count
-        for (i_in, i_out), matrices in self._element_blocks(layout.elements).items():
+        for (i_in, i_out), matrices in self._element_blocks(layout).items():
             if self.first:
                 part = torch.einsum("mzc,zcd->mzd", features[i_in], matrices).index_select(1, layout.species)
             else:
@@ -170,13 +186,13 @@ class Layer:
             if path.matrix is None:
                 summed[path.target] = path.factor * outer
             else:
-                summed[path.target] = torch.bmm(path.matrix.expand(n, -1, -1), outer)
+                summed[path.target] = torch.bmm(path.matrix.to(outer).expand(n, -1, -1), outer)
         return summed
 
     def _mixed(self, linear: Any, summed: dict[int, torch.Tensor]) -> Features:
         """Mix channels of the sums into blocks, each (2l+1, n, c)."""
         collected: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
-        for (i_in, i_out), matrix in linear_blocks(linear).items():
+        for (i_in, i_out), matrix in self.weights.linear(linear).items():
             if i_in in summed:
                 collected.setdefault(i_out, []).append((summed[i_in], matrix))
         messages = []
@@ -190,25 +206,33 @@ class Layer:
 
 def first_radial_factors(layer: Layer, features: Features) -> torch.Tensor:
     """Return what an atom of each element sends in the first layer, (z, c)."""
-    (sent,) = _all(_linear(layer.interaction.linear_up, features))
+    (sent,) = _all(_linear(layer.weights, layer.interaction.linear_up, features))
     return sent[0]
 
 
-def couple(block: Any, linear: Any, features: Features, field: torch.Tensor) -> Features:
+def couple(weights: Weights, block: Any, linear: Any, features: Features, field: torch.Tensor) -> Features:
     """Return h − Linear(h ⊗ 𝓔) (Eq. 17), the two matrices of each path multiplied beforehand.
 
     Args:
+        weights: The memory of the engine.
         block: The tensor product of features and field.
         linear: The linear map.
         features: h.
         field: (n, 3) in V/Å, of each atom's crystal.
     """
-    mix = linear_blocks(linear)
+
+    def collapsed() -> Blocks:
+        mix = weights.linear(linear)
+        return {
+            (i_in, i_out): weight[:, 0] @ mix[i_out, i_out]
+            for (i_in, _, i_out), weight in tensor_product_blocks(block).items()
+        }
+
+    parameters = [*block.parameters(), *linear.parameters()]
     changed = list(features)
-    for (i_in, _, i_out), weight in tensor_product_blocks(block).items():
+    for (i_in, i_out), matrix in weights.remember("field", block, parameters, None, collapsed).items():
         l1, l3 = block.irreps_in1[i_in].ir.l, block.irreps_out[i_out].ir.l
         table = torch.einsum("ni,mik->nmk", field, coupling(l1, 1, l3, field))
-        matrix = weight[:, 0] @ mix[i_out, i_out]
         changed[i_out] = changed[i_out] - torch.einsum("nmk,mnc->knc", table, features[i_in] @ matrix)
     return changed
 
@@ -229,11 +253,11 @@ def _paths(product: Any, like: torch.Tensor) -> list[Path]:
     return paths
 
 
-def _linear(linear: Any, x: Any, count: int | None = None) -> list[torch.Tensor | None]:
+def _linear(weights: Weights, linear: Any, x: Any, count: int | None = None) -> list[torch.Tensor | None]:
     """Return the outputs of an ``o3.Linear`` by block, None where nothing arrives."""
     count = len(linear.irreps_out) if count is None else count
     result: list[torch.Tensor | None] = [None] * count
-    for (i_in, i_out), matrix in linear_blocks(linear).items():
+    for (i_in, i_out), matrix in weights.linear(linear).items():
         if i_in >= len(x) or x[i_in] is None:
             continue
         part = x[i_in] @ matrix

@@ -29,6 +29,7 @@ class Layout:
         by_element: (n,) places sorted by element.
         place_by_element: (n,) where each place stands in ``by_element``.
         of_element: Number of atoms of each element.
+        names: ``elements`` as numbers.
     """
 
     order: torch.Tensor
@@ -43,6 +44,7 @@ class Layout:
     by_element: torch.Tensor
     place_by_element: torch.Tensor
     of_element: tuple[int, ...]
+    names: tuple[int, ...]
 
     @property
     def sizes(self) -> list[int]:
@@ -137,4 +139,5 @@ def neighbor_layout(graph: Graph) -> Layout:
         by_element=by_element,
         place_by_element=place_by_element,
         of_element=tuple(torch.bincount(species, minlength=len(elements)).tolist()),
+        names=tuple(elements.tolist()),
     )

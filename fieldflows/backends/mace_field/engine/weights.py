@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
 
 from fieldflows.backends.mace_field._mace import o3
 
 Blocks = dict[tuple[int, int], torch.Tensor]
+
+Value = TypeVar("Value")
+
+
+class Weights:
+    """What is made of the parameters before any crystal is seen, remembered while they are fixed.
+
+    Parameters that require gradients are read at every call.  Those that do not are read again after any change that
+    torch counts: assignments in place, ``load_state_dict``, ``.to(...)``.  Only a change behind its back, through
+    ``parameter.data``, goes unnoticed.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int], tuple[Hashable, Any]] = {}
+
+    def linear(self, module: torch.nn.Module) -> Blocks:
+        """Return :func:`linear_blocks`."""
+        return self.remember("linear", module, module.parameters(), None, lambda: linear_blocks(module))
+
+    def elements(self, module: torch.nn.Module, elements: torch.Tensor, names: Hashable) -> Blocks:
+        """Return :func:`element_blocks` of some elements, which ``names`` tells apart from others."""
+        return self.remember(
+            "elements",
+            module,
+            module.parameters(),
+            names,
+            lambda: {key: block.index_select(0, elements) for key, block in element_blocks(module).items()},
+        )
+
+    def remember(self, kind: str, owner: object, parameters: Any, names: Hashable, make: Callable[[], Value]) -> Value:
+        """Return what ``make`` returns, or did when it was last called for the same parameters and names."""
+        parameters = list(parameters)
+        if torch.is_inference_mode_enabled() or any(p.requires_grad or p.is_inference() for p in parameters):
+            return make()
+        stamp = names, tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+        known = self._known.get((kind, id(owner)))
+        if known is None or known[0] != stamp:
+            known = stamp, make()
+            self._known[kind, id(owner)] = known
+        value: Value = known[1]
+        return value
 
 
 def linear_blocks(linear: torch.nn.Module) -> Blocks:
