@@ -464,6 +464,33 @@ def test_a_foreign_model_that_raises_fails_for_that_crystal_only():
             assert_same(outcomes[index], TOY.evaluate(expected, observables=ALL))
 
 
+POOL = {
+    "cubic": (prototype("cubic Fm-3m"), Response),
+    "quartz": (tilted("trigonal P3_221", 1, noise=1e-5), Response),
+    "triclinic": (prototype("triclinic P1"), Response),
+    "one atom": (bulk("Na", "sc", a=3.0), Response),
+    "raises": (bulk("KF", "rocksalt", a=5.35, cubic=True), RuntimeError),
+    "nan": (broken()["nan"][0], StructureError),
+    "overlapping": (broken()["overlapping"][0], StructureError),
+    "string": ("POSCAR", StructureError),
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(names=st.lists(st.sampled_from(list(POOL)), max_size=7), use=st.booleans(), primitive=st.booleans())
+def test_every_structure_gets_exactly_one_outcome(names, use, primitive):
+    model = Plain(failing_for("K", RuntimeError("no parameters")))
+    crystals = [POOL[name][0] for name in names]
+    observables = ("energy", "polarizability", "hessian")
+    outcomes = evaluate_each(model, crystals, None, observables, SymmetrySettings() if use else None, primitive)
+    assert [type(outcome) for outcome in outcomes] == [POOL[name][1] for name in names]
+    for atoms, outcome in zip(crystals, outcomes, strict=True):
+        if isinstance(outcome, Response):
+            expected = TOY.evaluate(atoms, observables=("energy", "polarizability"))
+            assert outcome.energy == pytest.approx(expected.energy, rel=1e-6)
+            assert outcome.polarizability == pytest.approx(expected.polarizability, rel=1e-4, abs=1e-6)
+
+
 def without_forces(atoms, response):
     if response.forces is not None:
         raise NotImplementedError("this model has no forces")

@@ -243,3 +243,29 @@ def test_instabilities_of_a_larger_cell_are_looked_for_on_request():
     assert (with_symmetry.status_ionic, without.status_ionic) == ("ok", "unstable_summed")
     assert min(without.modes.frequencies_thz) < 0 < min(with_symmetry.modes.frequencies_thz)
     assert without.e_ionic == pytest.approx(with_symmetry.e_ionic, rel=1e-8)
+
+
+def test_a_perfect_supercell_costs_what_its_primitive_cell_costs():
+    """All of its operations would take seconds and a gigabyte before anything is evaluated."""
+    from ase.build import bulk
+
+    unit = bulk("NaCl", "rocksalt", a=5.64)
+    model = Counting()
+    document = compute(unit.repeat(6), model)
+    assert document.nsites == 432
+    assert set(model.sizes) == {2}
+    assert len(document.symmetry_used.primitive_atoms) == 2
+    assert_same(document, compute(unit))
+    assert_same_modes(document, compute(unit))
+
+
+class Counting:
+    """The toy model, which writes down how many atoms it is given."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.info = TOY.info
+
+    def evaluate(self, crystals, fields=None, observables=()):
+        self.sizes += [len(atoms) for atoms in crystals]
+        return TOY.evaluate(crystals, fields, observables)
