@@ -15,7 +15,7 @@ from ase import Atoms
 from rich.console import Console
 
 from benchmarks import figures, page, report
-from benchmarks.cases import TAGS, headline_crystals, random_model
+from benchmarks.cases import TAGS, headline_crystals, primitive, random_model
 from benchmarks.dynamics import measure_dynamics
 from benchmarks.environment import environment
 from benchmarks.gpu import measure_gpu, on_device
@@ -64,7 +64,7 @@ def speed(options: argparse.Namespace, console: Console) -> int:
         section: dict[str, object] = {"environment": environment(), "settings": settings}
         if task == "precision":
             model = random_model(crystals.values(), options.channels)
-            chosen = {tag: crystals[tag] for tag in options.crystals}
+            chosen = {tag: primitive(crystals[tag]) for tag in options.crystals}
             section["models"] = list(measure_precision(model, chosen))
             console.print(report.precision_table(section))
         else:

@@ -39,8 +39,8 @@ def ratios(sections: dict[str, Any], path: Path | None = None) -> Figure:
             color = COLORS.get(variant, COLORS["step"])
             axis.bar(at, values, width, color=color, alpha=1.0 if variant in COLORS or not k else 0.55, label=variant)
             axis.vlines(at, *spread, color="black", linewidth=1)
-            for x, value in zip(at, values, strict=True):
-                axis.annotate(f"{value:.1f}", (x, value), (0, 3), textcoords="offset points", ha="center", fontsize=7)
+            for x, value, top in zip(at, values, spread[1], strict=True):
+                axis.annotate(f"{value:.1f}", (x, top), (0, 2), textcoords="offset points", ha="center", fontsize=7)
         axis.set_xticks(range(len(tags)), tags)
         axis.set_title(TITLES[name], fontsize=10)
         axis.axhline(1, color="black", linewidth=0.8, linestyle=":")

@@ -16,6 +16,8 @@ PAGE = Path("docs/validation/speed.md")
 DATA = Path("docs/validation/speed.json")
 BLOCK = re.compile(r"(<!-- (?P<name>[\w-]+): from speed\.json -->\n)(?P<body>.*?)(<!-- end -->)", re.DOTALL)
 
+GROWTH = "![Time and memory of the pipeline against the number of atoms](../images/speed_growth.png)"
+
 TARGETS = {
     ("response", ANY): "≥ 3.5 each",
     ("response", SYMMETRIC): "≥ 5 on average",
@@ -195,7 +197,7 @@ def sample(sections: dict[str, Any]) -> str:
                 f"{b['ratio']:.0f} times (median of the crystals {b['median_ratio']:.0f})",
             )
         )
-    return markdown(("", ""), rows)
+    return f"{markdown(('', ''), rows)}\n\n{GROWTH}"
 
 
 def gpu(sections: dict[str, Any]) -> str:
