@@ -116,14 +116,14 @@ def compact_cell(cell: ArrayLike) -> tuple[FloatArray, FloatArray]:
     Averages and inverses in a skewed cell lose as many digits as the square of its condition number has.
 
     Raises:
-        EvaluationError: If the reduction does not end, for a cell that is all but flat.
+        EvaluationError: If there are no shortest vectors, since the cell is flat or not finite.
     """
     from ase.geometry import minkowski_reduce
 
     lattice = np.asarray(cell, dtype=float)
     try:
         transform = minkowski_reduce(lattice)[1]
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise EvaluationError(
             f"The cell cannot be reduced to short vectors: {error}.", "Give a reduced cell."
         ) from error

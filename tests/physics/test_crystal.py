@@ -296,6 +296,12 @@ def test_a_cell_skewed_beyond_all_digits_is_refused_and_does_not_end_the_process
         search_symmetry(cell, np.zeros((1, 3)), [11])
 
 
+@pytest.mark.parametrize("last", [[4.0, 4.0, 0.0], [4.0, 4.0, 1e-9], [np.nan, 0.0, 0.0], [0.0, 0.0, 0.0]])
+def test_flat_and_infinite_cells_are_refused(last):
+    with pytest.raises(EvaluationError, match=r"reduced|skewed"):
+        symmetrize_crystal([[4.0, 0.0, 0.0], [0.0, 4.0, 0.0], last], np.zeros((1, 3)), [11], SYMPREC)
+
+
 def test_permutations_refuse_operations_that_are_none():
     atoms = named_structures()["wurtzite_zno"]
     fractional = atoms.get_scaled_positions()
