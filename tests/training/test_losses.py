@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldflows.backends.mace_field.derivatives import respond
@@ -26,6 +26,7 @@ def frames_of(dataset, labels=LABELS, energies=None):
     return make_frames(dataset.frames, labels, numbers, 3.5, torch.float64, energies)
 
 
+@settings(deadline=None)
 @given(st.floats(-3, 3), st.floats(0.05, 2))
 def test_huber_agrees_with_torch(error, delta):
     x = torch.tensor([error], dtype=torch.float64)
@@ -35,6 +36,7 @@ def test_huber_agrees_with_torch(error, delta):
     torch.testing.assert_close(penalty(x, Term(kind="mse"), 2.0), x**2 / 4)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-4, 4), min_size=3, max_size=3), st.lists(st.floats(-0.45, 0.45), min_size=3, max_size=3))
 def test_folding_removes_whole_quanta_of_a_triclinic_cell(whole, fraction):
     quanta = CELL / torch.linalg.det(CELL)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldflows.training.sampler import BatchLimits, FrameCost, epoch_batches, ordered_batches
@@ -14,6 +14,7 @@ limits_strategy = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(costs_strategy, limits_strategy, st.integers(0, 5), st.integers(0, 5))
 def test_every_frame_once_within_the_limits(costs, limits, seed, epoch):
     for batches in (epoch_batches(costs, limits, seed, epoch), ordered_batches(costs, limits)):
