@@ -39,7 +39,8 @@ STALE = 1e-4
 class FastEngine:
     """Evaluate the same function as a network; a drop-in for it in :mod:`.derivatives`.
 
-    Weights are read at every call, so that gradients of a loss by the parameters flow through.
+    Weights that require gradients are read at every call, so that those of a loss flow through; what is made of fixed
+    ones is remembered until they change (see :class:`.Weights`).
 
     Args:
         network: The network; must be covered (see :func:`uncovered`).
@@ -145,19 +146,19 @@ class FastEngine:
 
         tables = []
         for layer, by_pairs in zip(self.layers, self.by_pairs, strict=True):
-            if by_pairs or layer.first:
-                rows, basis = of_pairs(by_pairs)
-                index = rows.index
-            else:
-                rows, basis, index = None, plain, layout.distance
+            rows, basis = of_pairs(True) if by_pairs else (None, plain)
+            index = layout.distance if rows is None else rows.index
             inputs = partial(self._edge_features, layer, basis)
-            sent = first_radial_factors(layer, features) if layer.first else None
-            sent = None if sent is None or rows is None else sent.index_select(0, rows.sender)
-            table = Table(partial(_radial_weights, layer, inputs, sent), index, self.order, start=1)
+            weights = partial(_radial_weights, layer, inputs)
             density = None
             if layer.density:
                 density = Table(partial(_density, layer, inputs), index, self.order, start=1)
-            tables.append((table, density))
+            if layer.first:
+                rows = rows or of_pairs(False)[0]
+                at = None if by_pairs else rows.distance
+                sent = first_radial_factors(layer, features).index_select(0, rows.sender)
+                weights, index = partial(_sent_weights, layer, inputs, at, sent), rows.index
+            tables.append((Table(weights, index, self.order, start=1), density))
         return tables
 
     def _edge_features(self, layer: Layer, basis: RadialBasis, order: int) -> tuple[Series, Series | None]:
@@ -182,11 +183,24 @@ class FastEngine:
         return Table(partial(pair_repulsion, self.network, at, pairs), rows.index, self.order, start=1)
 
 
-def _radial_weights(layer: Layer, inputs: Any, sent: torch.Tensor | None, order: int) -> Series:
-    """Return the weights of all paths, (u, paths · c), times what the sender's element sends if that is all it does."""
-    weights = perceptron(layer.interaction.conv_tp_weights, *inputs(order))
-    if sent is None:
-        return weights
+def _radial_weights(layer: Layer, inputs: Any, order: int) -> Series:
+    """Return the weights of all paths, (u, paths · c)."""
+    return perceptron(layer.interaction.conv_tp_weights, *inputs(order))
+
+
+def _sent_weights(layer: Layer, inputs: Any, at: torch.Tensor | None, sent: torch.Tensor, order: int) -> Series:
+    """Return the weights of all paths times what the sender's element sends, (rows, paths · c).
+
+    Args:
+        layer: The first layer.
+        inputs: What its radial network sees.
+        at: (rows,) distance of each row, if that network does not tell elements apart.
+        sent: (rows, c) what the sender of each row sends.
+        order: Highest derivative.
+    """
+    weights = _radial_weights(layer, inputs, order)
+    if at is not None:
+        weights = [entry.index_select(0, at) for entry in weights]
     shape = (len(sent), len(layer.paths), sent.shape[1])
     return [(entry.view(shape) * sent[:, None]).view(entry.shape) for entry in weights]
 
