@@ -64,16 +64,9 @@ def growth(section: dict[str, Any], path: Path | None = None) -> Figure:
     share = np.array([r["displacements"] / (3 * r["atoms"]) for r in records])
     points = left.scatter(atoms, seconds, c=share, s=14, cmap="viridis_r", vmin=0, vmax=1, label="with symmetry")
     figure.colorbar(points, ax=left, label="products for the Hessian / 3n")
-    both = [r for r in records if "baseline_seconds" in r]
+    both = [(r["atoms"], r["beside"]["baseline_seconds"]) for r in records if "beside" in r]
     if both:
-        left.scatter(
-            [r["atoms"] for r in both],
-            [r["baseline_seconds"] for r in both],
-            s=16,
-            marker="x",
-            color=COLORS["baseline"],
-            label="baseline",
-        )
+        left.scatter(*np.transpose(both), s=16, marker="x", color=COLORS["baseline"], label="baseline")
     power = section["summary"].get("exponent")
     if power is not None:
         fitted = atoms >= FITTED_FROM

@@ -10,7 +10,6 @@ import re
 import resource
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,29 +88,20 @@ def peak_memory() -> float:
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure_sample(
-    model: MACEFieldModel, crystals: Sequence[Atoms], baseline_every: int | None = None, rows: int = 2
-) -> Iterator[dict[str, Any]]:
+def measure_sample(model: MACEFieldModel, crystals: Sequence[Atoms]) -> Iterator[dict[str, Any]]:
     """Yield what each crystal took, one after the other, smallest first.
 
-    Next to the time on the wall stands that of the processor, which others on the same machine touch less.
-    Peak memory is that of the process so far, which the largest crystal so far decides.
+    Next to the time on the wall stands that of the processor, which others on the same machine touch less.  Peak
+    memory is that of the process so far, which the largest crystal so far decides.
 
     Args:
         model: The model.
         crystals: Primitive cells, smallest first.
-        baseline_every: Let the baseline compute every so many-th crystal as well, extrapolated from some rows.
-        rows: Rows of the Hessian that the baseline computes.
     """
-    for number, atoms in enumerate(crystals):
-        forget_crystals()
-        start, busy = time.perf_counter(), time.process_time()
-        used: list[Any] = []
-        keep = partial(_keep, used)
-        (outcome,) = run_property(DielectricProperty(SETTINGS[SYMMETRIC]), [atoms], model, on_responses=keep)
-        seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        symmetry = used[-1].symmetry if used else None
-        record: dict[str, Any] = {
+    for atoms in crystals:
+        seconds, busy, outcome, responses = _timed_pipeline(model, atoms)
+        symmetry = responses[-1].symmetry if responses else None
+        yield {
             "formula": atoms.get_chemical_formula(empirical=True),
             "atoms": len(atoms),
             "edges": _edges(model, atoms),
@@ -123,9 +113,29 @@ def measure_sample(
             "displacements": 3 * len(atoms) if symmetry is None else symmetry.n_displacements,
             "space_group": 1 if symmetry is None else symmetry.space_group,
         }
-        if baseline_every is not None and number % baseline_every == 0:
-            record["baseline_seconds"] = pipeline(model, atoms, rows).seconds
-        yield record
+
+
+def add_baseline(
+    model: MACEFieldModel, crystals: Sequence[Atoms], records: Sequence[dict[str, Any]], every: int, rows: int = 2
+) -> None:
+    """Add to every so many-th record what the baseline takes, extrapolated from some rows, and the package beside it.
+
+    This is done after the sample: the memory of the baseline would hide that of the package.
+    """
+    for atoms, record in list(zip(crystals, records, strict=True))[::every]:
+        theirs = pipeline(model, atoms, rows).seconds
+        record["beside"] = {"baseline_seconds": theirs, "seconds": _timed_pipeline(model, atoms)[0]}
+
+
+def _timed_pipeline(model: MACEFieldModel, atoms: Atoms) -> tuple[float, float, Any, list[Any]]:
+    """Return seconds on the wall and of the processor, the document or failure, and the responses."""
+    forget_crystals()
+    responses: list[Any] = []
+    start, busy = time.perf_counter(), time.process_time()
+    (outcome,) = run_property(
+        DielectricProperty(SETTINGS[SYMMETRIC]), [atoms], model, on_responses=lambda _, found: responses.extend(found)
+    )
+    return time.perf_counter() - start, time.process_time() - busy, outcome, responses
 
 
 def _edges(model: MACEFieldModel, atoms: Atoms) -> int:
@@ -133,10 +143,6 @@ def _edges(model: MACEFieldModel, atoms: Atoms) -> int:
         return int(model.graph(atoms)["edge_index"].shape[1])
     except FieldflowsError:
         return 0
-
-
-def _keep(used: list[Any], _: int, responses: Sequence[Any]) -> None:
-    used.extend(responses)
 
 
 def exponent(records: Sequence[dict[str, Any]], key: str = "cpu_seconds", least: int = FITTED_FROM) -> float:
@@ -149,7 +155,7 @@ def exponent(records: Sequence[dict[str, Any]], key: str = "cpu_seconds", least:
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return totals, fits and the largest memory of a sample."""
     failed = [r for r in records if r["status"] not in ("ok", "unstable", "unstable_summed", "soft", "invalid")]
-    both = [r for r in records if "baseline_seconds" in r]
+    both = [r["beside"] for r in records if "beside" in r]
     result: dict[str, Any] = {
         "crystals": len(records),
         "failed": len(failed),

@@ -80,12 +80,13 @@ def sections():
 
 
 def test_a_sample_is_measured_crystal_by_crystal(tiny, cells):
-    records = list(sample.measure_sample(tiny, cells, baseline_every=2, rows=1))
+    records = list(sample.measure_sample(tiny, cells))
+    sample.add_baseline(tiny, cells, records, every=2, rows=1)
     assert [r["atoms"] for r in records] == [5, 9]
     assert [r["space_group"] for r in records] == [221, 154]
     assert [r["field_directions"] for r in records] == [1, 1]
     assert records[0]["displacements"] < records[1]["displacements"] < 27
-    assert ["baseline_seconds" in r for r in records] == [True, False]
+    assert ["beside" in r for r in records] == [True, False]
     assert records[0]["peak_bytes"] <= records[1]["peak_bytes"]
     assert all(r["cpu_seconds"] > 0 for r in records)
     total = sample.summary(records)
@@ -139,11 +140,12 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path, monkeypatch):
     result = json.loads(output.read_text(encoding="utf-8"))["gpu"]["result"]
     assert (result["crystals"], result["failed"], result["device"]) == (1, 0, "cpu")
     for rates in (result["rates"], result["baseline"]["rates"], result["baseline"]["product_rates_on_the_same"]):
-        assert rates["response"] > rates["pipeline"] > 0
+        assert set(rates) == {"response", "pipeline"}
+        assert min(rates.values()) > 0
     for item in result["profile"].values():
         seconds = [operation["seconds"] for operation in item["operations"]]
         assert seconds == sorted(seconds, reverse=True)
-        assert 0 < sum(seconds) <= item["busy_seconds"] < 1.1 * item["seconds"]
+        assert 0 < sum(seconds) <= item["busy_seconds"]
     text = page.gpu({"gpu": {"result": result}})
     assert "cpu, 1 crystals" in text
 
@@ -181,7 +183,13 @@ def test_figures_are_drawn(sections, tmp_path):
     assert [axis.get_title() for axis in drawn.axes] == list(figures.TITLES.values())
     assert len(drawn.axes[0].patches) == 4
     records = [
-        {"atoms": n, "cpu_seconds": 0.1 * n**1.5, "peak_bytes": 1e8 * n, "displacements": n, "baseline_seconds": n}
+        {
+            "atoms": n,
+            "cpu_seconds": 0.1 * n**1.5,
+            "peak_bytes": 1e8 * n,
+            "displacements": n,
+            "beside": {"baseline_seconds": n},
+        }
         for n in (2, 8, 30)
     ]
     section = {"records": records, "summary": {"exponent": 1.5}}
@@ -208,7 +216,10 @@ def test_the_file_holds_what_the_page_promises():
             assert item["ratio_low"] <= item["ratio"] <= item["ratio_high"]
     if "sample" in sections:
         records = sections["sample"]["records"]
-        assert sections["sample"]["summary"] == pytest.approx(sample.summary(records), rel=1e-9)
+        assert len(records) == 200
+        found, expected = sections["sample"]["summary"], sample.summary(records)
+        assert found.pop("baseline") == pytest.approx(expected.pop("baseline"), rel=1e-9)
+        assert found == pytest.approx(expected, rel=1e-9)
 
 
 def test_figures_of_the_page_exist():
