@@ -30,7 +30,7 @@ SYMPREC = 1e-3
 
 
 def mixed_batch(source: str) -> list[Atoms]:
-    """Return the primitive cells of four crystals of 8 to 20 atoms: drawn from the data files, or published ones."""
+    """Return the primitive cells of four crystals: of 8 to 20 atoms from the data files, or published ones."""
     folder = os.environ.get("FIELDFLOWS_DATA")
     if source == "data" and folder:
         frames = read_frames(Path(folder) / "dielectric_valid_dev.extxyz.xz")
