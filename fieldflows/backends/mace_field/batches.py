@@ -33,15 +33,19 @@ class Cost:
     products: int
 
 
-PER_EDGE, PER_ATOM = 170.0, 9000.0
+PER_EDGE, PER_ATOM = 60.0, 3000.0
 """Numbers per channel that an evaluation holds for each neighbor pair and each atom, in two layers, with second
 derivatives.  Measured as peak resident memory of the fast engine (crystals of 36 and 80 atoms, and 32 of 5 atoms at
 once; correlation 3, vectors as hidden features), rounded up."""
 WITHOUT_SECOND = 0.35
 """The part of it that an evaluation without second derivatives holds."""
+REFERENCE = 5.0
+"""The multiple of it that the reference path holds."""
 
 
-def peak_bytes(edges: int, atoms: int, channels: int, layers: int, item_size: int, second: bool) -> float:
+def peak_bytes(
+    edges: int, atoms: int, channels: int, layers: int, item_size: int, second: bool, reference: bool = False
+) -> float:
     """Return about how much memory an evaluation takes at its peak, in bytes.
 
     Args:
@@ -51,9 +55,10 @@ def peak_bytes(edges: int, atoms: int, channels: int, layers: int, item_size: in
         layers: Interaction layers.
         item_size: Bytes of one number.
         second: Whether second derivatives are taken.
+        reference: Whether the network itself is evaluated, not the fast engine.
     """
     numbers = (PER_EDGE * edges + PER_ATOM * atoms) * channels * layers / 2
-    return numbers * item_size * (1.0 if second else WITHOUT_SECOND)
+    return numbers * item_size * (1.0 if second else WITHOUT_SECOND) * (REFERENCE if reference else 1.0)
 
 
 def pack(costs: Sequence[Cost], budget: float) -> list[list[int]]:

@@ -29,7 +29,7 @@ from fieldflows.structures import StructureLike, as_atoms, check_structure
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
-BATCH_BYTES = 5e8
+BATCH_BYTES = 3e8
 """Bytes of a batch on a CPU; larger ones were slower, because they fall out of its caches."""
 
 GPU_FRACTION = 0.5
@@ -244,7 +244,9 @@ class MACEFieldModel:
         channels = o3.Irreps(config.hidden_irreps)[0].mul
         item_size = torch.finfo(self.network.dtype).bits // 8
         edges = graph["edge_index"].shape[1]
-        return Cost(peak_bytes(edges, atoms, channels, config.num_interactions, item_size, second), products)
+        reference = self._evaluator is self.network
+        size = peak_bytes(edges, atoms, channels, config.num_interactions, item_size, second, reference)
+        return Cost(size, products)
 
     def _batch_budget(self) -> float:
         """Return the bytes of a batch."""
