@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,8 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             text=True,
             cwd=tmp_path,
             env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "home" / "data"), "OMP_NUM_THREADS": "1", **(env or {})},
+            # a suite that runs in the background of a shell ignores Ctrl-C, and its children would inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **options,
         )
 
