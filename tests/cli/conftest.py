@@ -67,6 +67,8 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Start the command line as a process of its own."""
 
     def start(*words: object, env: dict[str, str] | None = None, **options) -> subprocess.Popen[str]:
+        # a suite that runs in the background of a shell ignores Ctrl-C, and its children would inherit that
+        options.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         return subprocess.Popen(
             [sys.executable, "-c", "from fieldflows.cli.main import run; run()", *map(str, words)],
             stdout=subprocess.PIPE,
@@ -74,8 +76,6 @@ def launch(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             text=True,
             cwd=tmp_path,
             env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "home" / "data"), "OMP_NUM_THREADS": "1", **(env or {})},
-            # a suite that runs in the background of a shell ignores Ctrl-C, and its children would inherit that
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **options,
         )
 
