@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,22 +115,3 @@ def to_device(graph: Graph, device: torch.device | str) -> Graph:
 def volumes(graph: Graph) -> torch.Tensor:
     """Return the cell volumes Ω, shape (g,), in Å³."""
     return torch.linalg.det(graph["cell"].view(-1, 3, 3)).abs()
-
-
-def pack(sizes: Iterable[int], budget: int) -> list[list[int]]:
-    """Return groups of indices whose sizes add up to at most ``budget``; anything larger stands alone.
-
-    Order is kept within and between the groups of similar size: the indices are sorted by size first, so that a
-    batch holds crystals of one kind.
-    """
-    order = sorted(enumerate(sizes), key=lambda item: (item[1], item[0]))
-    groups: list[list[int]] = []
-    filled = 0
-    for index, size in order:
-        if groups and filled + size <= budget:
-            groups[-1].append(index)
-            filled += size
-        else:
-            groups.append([index])
-            filled = size
-    return groups
