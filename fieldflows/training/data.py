@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,8 @@ class Frame:
         baseline: Sum of the atomic energies in eV; the network is trained on the rest, so that single precision
             does not have to hold the large sum.
         outcome: What became of it when it was to be brought to its symmetry.
+        weight: Weight w_g in the loss.
+        label_weights: Observable to a factor on that weight; 1 for others.
     """
 
     name: str
@@ -43,6 +45,12 @@ class Frame:
     graph: Graph
     baseline: float = 0.0
     outcome: Outcome | None = None
+    weight: float = 1.0
+    label_weights: Mapping[str, float] = field(default_factory=dict)
+
+    def label_weight(self, key: str) -> float:
+        """Return the weight of the frame in the loss of an observable."""
+        return self.weight * self.label_weights.get(key, 1.0)
 
     @property
     def symmetry(self) -> FrameSymmetry | None:
@@ -68,6 +76,7 @@ class Batch:
         owner: (n,) frame of each atom of the frames.
         targets: Observable to labels: (g, ...) or (n, ...), zero where a frame has none; energies without baseline.
         masks: Observable to (g,), 1 where a frame has the label.
+        weights: Observable to (g,), weights w_g m_g of the frames in the loss, zero where a frame has no label.
         names: Names of the frames.
         reduction: The field directions that determine Z* and α of all frames; None for the three axes.
     """
@@ -78,6 +87,7 @@ class Batch:
     owner: torch.Tensor
     targets: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
     names: tuple[str, ...] = field(default=())
     reduction: Reduction | None = None
 
@@ -148,7 +158,7 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
     # that of the predictions, which are derivatives by positions
     dtype = frames[0].graph["positions"].dtype
     sizes = [len(frame.atoms) for frame in frames]
-    targets, masks = {}, {}
+    targets, masks, weights = {}, {}, {}
     for key in labels:
         have = [key in frame.labels for frame in frames]
         if not any(have):
@@ -160,6 +170,8 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
         joined = np.concatenate(arrays) if OBSERVABLES[key].per_atom else np.stack(arrays)
         targets[key] = torch.as_tensor(joined, dtype=dtype, device=device)
         masks[key] = torch.tensor(have, dtype=dtype, device=device)
+        importance = [frame.label_weight(key) if key in frame.labels else 0.0 for frame in frames]
+        weights[key] = torch.tensor(importance, dtype=dtype, device=device)
     return Batch(
         graph={key: value.to(device) for key, value in collate([frame.graph for frame in frames]).items()},
         cells=torch.as_tensor(np.stack([frame.atoms.cell[:] for frame in frames]), dtype=dtype, device=device),
@@ -167,6 +179,7 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
         owner=torch.repeat_interleave(torch.arange(len(frames)), torch.tensor(sizes)).to(device),
         targets=targets,
         masks=masks,
+        weights=weights,
         names=tuple(frame.name for frame in frames),
         # whatever the labels: graphs of primitive cells have to be mapped to the frames
         reduction=join([frame.symmetry for frame in frames], sizes, dtype, device),

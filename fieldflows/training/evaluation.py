@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from fieldflows.backends.mace_field.derivatives import Enthalpy
-from fieldflows.training.data import Frame, make_batch
+from fieldflows.training.data import Batch, Frame, make_batch
 from fieldflows.training.losses import Loss
 from fieldflows.training.metrics import Predictions, split_predictions
 from fieldflows.training.response import full_response
@@ -37,7 +37,7 @@ def predict(
         should_stop: Asked between the batches.
 
     Returns:
-        One mapping per frame in internal units, and observable to w_o (1/W_o) Σ_g m_g ρ_g.
+        One mapping per frame in internal units, and observable to λ_o (1/W_o) Σ_g w_g m_g ρ̄_g.
 
     Raises:
         Interrupted: If ``should_stop`` says so.
@@ -64,11 +64,9 @@ def predict(
     return predictions, parts
 
 
-def _accumulate(sums: dict[str, list[float]], loss: Loss, results: dict[str, torch.Tensor], batch) -> None:  # type: ignore[no-untyped-def]
-    for key, values in loss.per_frame(results, batch).items():
-        mask = batch.masks[key]
-        if loss.terms[key].normalization == "atoms":
-            mask = mask * batch.sizes.to(mask.dtype)
+def _accumulate(sums: dict[str, list[float]], loss: Loss, results: dict[str, torch.Tensor], batch: Batch) -> None:
+    whole = loss.normalizations(batch)
+    for key, value in loss.numerators(results, batch).items():
         entry = sums.setdefault(key, [0.0, 0.0])
-        entry[0] += loss.terms[key].weight * float((mask * values).double().sum())
-        entry[1] += float(mask.double().sum())
+        entry[0] += float(value)
+        entry[1] += float(whole[key])

@@ -1,9 +1,12 @@
 """The loss: per observable a function of the error, masked where labels are missing, averaged over frames.
 
-For observable o with weight w_o, scale s_o and frames g with mask m_g (Martin et al., PRX Intelligence 1, 013006
-(2026), Eqs. 29-33)::
+For observable o with weight λ_o, scale s_o and frames g with weight w_g and mask m_g (Martin et al., PRX Intelligence
+1, 013006 (2026), Eqs. 29-33)::
 
-    L = Σ_o w_o (1/W_o) Σ_g m_g (1/N_g) Σ_components ρ(Δ/s_o),     W_o = Σ_g m_g
+    L = Σ_o λ_o (1/W_o) Σ_g w_g m_g ρ̄_g,     W_o = Σ_g w_g m_g,     ρ̄_g = mean over components of ρ(Δ/s_o)
+
+The numerators λ_o Σ_g w_g m_g ρ̄_g and the normalizations W_o are sums over frames, so that a batch may be cut into
+parts: both are added up over them, and only then divided.
 
 Δ is the error of one component; energies per atom; polarizations folded into one quantum cell of the frame.
 ρ(x) is the Huber function (x²/2 below δ, δ(|x| − δ/2) above), |x| or x².
@@ -11,14 +14,14 @@ For observable o with weight w_o, scale s_o and frames g with mask m_g (Martin e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.config import Term
-from fieldflows.training.data import Batch
+from fieldflows.training.data import Batch, Frame
 
 
 def fold_polarization(difference: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
@@ -94,17 +97,51 @@ class Loss:
             result[key] = frame_means(penalty(error, term, scale), batch, OBSERVABLES[key].per_atom)
         return result
 
+    def normalizations(self, frames: Batch | Sequence[Frame]) -> dict[str, torch.Tensor | float]:
+        """Return W_o = Σ_g w_g m_g by observable; by the atoms, Σ_g w_g m_g N_g, where a term says so.
+
+        It depends on the labels alone, so that it is known before the first prediction.
+
+        Args:
+            frames: A batch (the answer is tensors of the precision of its labels) or frames (numbers).
+        """
+        if isinstance(frames, Batch):
+            return {key: self._weights(key, frames).sum() for key in frames.targets}
+        result: dict[str, torch.Tensor | float] = {}
+        for key, term in self.terms.items():
+            atoms = term.normalization == "atoms"
+            weights = [f.label_weight(key) * (len(f.atoms) if atoms else 1) for f in frames if key in f.labels]
+            if weights:
+                result[key] = float(sum(weights))
+        return result
+
+    def numerators(
+        self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return λ_o Σ_g w_g m_g ρ̄_g by observable; L = Σ_o numerators[o] / W_o (see :meth:`normalizations`).
+
+        Args:
+            predictions: As in :meth:`per_frame`.
+            batch: The labels.
+            directions: As in :meth:`per_frame`.
+        """
+        found = self.per_frame(predictions, batch, directions)
+        return {key: self.terms[key].weight * (self._weights(key, batch) * found[key]).sum() for key in found}
+
     def __call__(
         self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss and its weighted parts by observable."""
-        parts = {}
-        for key, values in self.per_frame(predictions, batch, directions).items():
-            term, mask = self.terms[key], batch.masks[key]
-            if term.normalization == "atoms":
-                mask = mask * batch.sizes.to(mask.dtype)
-            parts[key] = term.weight * (mask * values).sum() / mask.sum()
+        """Return the loss of a batch by itself, and its weighted parts by observable."""
+        whole = self.normalizations(batch)
+        parts = {key: value / whole[key] for key, value in self.numerators(predictions, batch, directions).items()}
         return torch.stack(list(parts.values())).sum(), parts
+
+    def _weights(self, key: str, batch: Batch) -> torch.Tensor:
+        """Return the weights (g,) of the frame means of an observable, zero where a frame has no label."""
+        weights = batch.weights[key]
+        if self.terms[key].normalization == "atoms":
+            weights = weights * batch.sizes.to(weights.dtype)
+        return weights
 
 
 def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:

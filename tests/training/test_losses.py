@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -172,3 +174,34 @@ def test_displacements_depend_on_seed_and_step_and_leave_the_original(dataset):
     torch.testing.assert_close(fastest(network)(moved)[0], network(moved)[0], atol=1e-10, rtol=1e-10)
     widths = [displaced(batch.graph, 0.05, 0, step)["positions"] - before for step in range(300)]
     assert float(torch.stack(widths).std()) == pytest.approx(0.05, rel=0.03)
+
+
+def test_parts_of_a_batch_add_up_to_the_loss_of_the_whole(dataset):
+    """Numerators and normalizations are sums over frames, with weights per frame and label."""
+    frames = frames_of(dataset)
+    frames = [
+        replace(f, weight=w, label_weights={"forces": 0.5 * w})
+        for f, w in zip(frames, (1.0, 2.0, 0.3, 1.7), strict=True)
+    ]
+    terms = {key: Term(weight=1.5) for key in LABELS}
+    terms["forces"] = Term(normalization="atoms")
+    loss = Loss(terms, dict.fromkeys(LABELS, 1.0))
+    torch.manual_seed(1)
+    whole = make_batch(frames, LABELS)
+    predictions = {key: torch.randn_like(value) for key, value in whole.targets.items()}
+    total = dict.fromkeys(LABELS, 0.0)
+    for g, frame in enumerate(frames):
+        atoms = whole.owner == g
+        part = {
+            key: value[atoms] if len(value) == len(atoms) else value[g : g + 1] for key, value in predictions.items()
+        }
+        for key, value in loss.numerators(part, make_batch([frame], LABELS)).items():
+            total[key] += float(value)
+    norms = loss.normalizations(frames)
+    assert norms["energy"] == pytest.approx(sum(f.weight for f in frames))
+    assert norms["forces"] == pytest.approx(sum(0.5 * f.weight**2 * len(f.atoms) for f in frames))
+    for key, value in loss.normalizations(whole).items():
+        assert float(value) == pytest.approx(norms[key], rel=1e-14)
+    expected, parts = loss(predictions, whole)
+    assert sum(total[key] / norms[key] for key in LABELS) == pytest.approx(float(expected), rel=1e-13)
+    assert float(parts["forces"]) == pytest.approx(total["forces"] / norms["forces"], rel=1e-13)
