@@ -214,13 +214,36 @@ class RunSection(Section):
         "it is exceeded. None: no limit.",
         json_schema_extra={"unit": "min"},
     )
-    batch_structures: int = Field(16, ge=1, description="Most structures in a batch.")
+    batch_structures: int = Field(
+        16, ge=1, description="Most structures in an effective batch, the one that a step of the optimizer sees."
+    )
     batch_atoms: int | None = Field(None, ge=1, description="Most atoms in a batch; a larger structure goes alone.")
     batch_edges: int | None = Field(
         None, ge=1, description="Most edges (neighbor pairs) in a batch; balances the cost; a larger one goes alone."
     )
+    batching: Literal["homogeneous", "mixed"] = Field(
+        "homogeneous",
+        description="'homogeneous': frames of an effective batch have the same labels and number of field directions; "
+        "'mixed': any frames, each kind spread evenly over the batches of an epoch; kinds are then computed apart and "
+        "their gradients added.",
+    )
+    micro_structures: int | None = Field(
+        None,
+        ge=1,
+        description="Most structures that a process computes at once; a larger effective batch is computed in parts, "
+        "whose gradients are added. None: no limit.",
+    )
+    micro_atoms: int | None = Field(None, ge=1, description="Most atoms that a process computes at once.")
+    micro_edges: int | None = Field(None, ge=1, description="Most edges that a process computes at once.")
     ema_decay: float | None = Field(
         0.99, gt=0, lt=1, description="Decay of the moving average of the weights that is evaluated; None: no average."
+    )
+    average_from: int | None = Field(
+        None,
+        ge=0,
+        description="Epochs after which the evaluated average becomes the plain mean over all later steps (stochastic "
+        "weight averaging); None: never.",
+        json_schema_extra={"unit": "epochs"},
     )
     seed: int = Field(0, ge=0, description="Seed of the weights, of the order of frames and of random directions.")
     position_noise: float = Field(
@@ -247,11 +270,39 @@ class RunSection(Section):
     device: str = Field("cpu", description="'cpu' or 'cuda'.")
     threads: int | None = Field(None, ge=1, description="Threads of torch; None leaves torch's own choice.")
     eval_interval: int = Field(1, ge=1, description="Epochs between evaluations on the validation frames.")
-    patience: int | None = Field(None, ge=1, description="Evaluations without improvement before the run stops.")
+    patience: int | None = Field(
+        None, ge=1, description="Evaluations without improvement of the score before the run stops."
+    )
+    label_patience: dict[str, int] = Field(
+        default_factory=dict,
+        description="Observable to evaluations without improvement of its own validation loss; the run stops when all "
+        "that are named have gone without for so long.",
+    )
+    score: dict[str, float] = Field(
+        default_factory=dict,
+        description="Observable to its weight in the score that chooses the best weights, a sum over parts of the "
+        "validation loss; observables left out do not count. Empty: the validation loss.",
+    )
+    tensorboard: bool = Field(
+        False, description="Write scalars for TensorBoard into the run directory (needs fieldflows[tensorboard])."
+    )
+    ranks_timeout: float = Field(
+        1800.0,
+        gt=0,
+        description="Several processes: wait for each other no longer than this; then all end with an error.",
+        json_schema_extra={"unit": "s"},
+    )
     checkpoint_steps: int | None = Field(None, ge=1, description="Steps between checkpoints of the state.")
     checkpoint_seconds: float = Field(
         120.0, gt=0, description="Most wall time between checkpoints of the state.", json_schema_extra={"unit": "s"}
     )
+
+
+UNCOUNTED: tuple[str, ...] = (
+    "max_minutes", "threads", "device", "checkpoint_steps", "checkpoint_seconds", "patience", "label_patience",
+    "micro_structures", "micro_atoms", "micro_edges", "tensorboard", "ranks_timeout",
+)  # fmt: skip
+"""Keys of the section ``run`` that do not decide the result, beyond when it ends and rounding."""
 
 
 class TrainingConfig(Section):
@@ -275,6 +326,14 @@ class TrainingConfig(Section):
             raise ValueError("optimizer.sized_by: minutes needs run.max_minutes")
         if self.optimizer.element_sharing > 0 and self.model.element_similarity is None:
             raise ValueError("optimizer.element_sharing needs model.element_similarity")
+        for name in ("label_patience", "score"):
+            for key, value in getattr(self.run, name).items():
+                if key not in self.loss.labels:
+                    raise ValueError(f"run.{name}: no loss of {key!r}. " + suggestion(key, self.loss.labels))
+                if value < (name == "label_patience"):
+                    raise ValueError(f"run.{name}: {key} must not be {value}")
+        if self.run.score and not any(value > 0 for value in self.run.score.values()):
+            raise ValueError("run.score needs a positive weight")
         surface = [key for key in self.loss.labels if key in ENERGY_SURFACE_OBSERVABLES]
         if self.run.position_noise > 0 and surface:
             raise ValueError(f"run.position_noise does not go with a loss of {', '.join(surface)}")
@@ -351,13 +410,18 @@ class TrainingConfig(Section):
         saved, and where the files lie.
         """
         data = self.model_dump(mode="json", exclude={"dataset"})
-        for key in ("max_minutes", "threads", "device", "checkpoint_steps", "checkpoint_seconds", "patience"):
+        for key in UNCOUNTED:
             data["run"].pop(key)
         # options that came later do not count as long as they are off, so that older runs can still be resumed
         later = (("model", "element_similarity"), ("optimizer", "element_sharing"), ("run", "position_noise"))
         for section, key in later:
             if not data[section][key]:
                 data[section].pop(key)
+        if self.run.batching == "homogeneous":
+            data["run"].pop("batching")
+        for key in ("score", "average_from"):
+            if data["run"][key] in ({}, None):
+                data["run"].pop(key)
         if self.symprec is None:
             data["run"].pop("symmetry")
             data["run"].pop("symprec")
