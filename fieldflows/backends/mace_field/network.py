@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from fieldflows.backends.mace_field._mace import (
     ScaleShiftMACE,
@@ -26,10 +34,14 @@ from fieldflows.backends.mace_field._mace import (
     readout_classes,
     scatter_sum,
 )
+from fieldflows.backends.mace_field.composition import CompositionPolarizability, composition_enthalpy
 from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.errors import BackboneError, suggestion
 
 ScalarOrList = float | list[float]
+
+FIELD_SWITCHES = ("field_coupling", "element_polarizability", "composition_polarizability")
+"""Settings that a plain MACE does not have."""
 
 
 class NetworkConfig(BaseModel):
@@ -75,6 +87,12 @@ class NetworkConfig(BaseModel):
         description="Add −½ Σ_κ a_{Z_κ} |𝓔|² with one trained a per element (e Å² V⁻¹), the field's analogue of the "
         "atomic energy baselines; off for parity with Eq. 17.",
     )
+    composition_polarizability: int = Field(
+        0,
+        ge=0,
+        description="Reference compositions of the polarizability that composition and volume predict (see "
+        "composition.py); 0 for none, for parity with Eq. 17.",
+    )
 
     @field_validator("interaction_cls", "interaction_cls_first")
     @classmethod
@@ -106,9 +124,17 @@ class NetworkConfig(BaseModel):
             raise ValueError("atomic_numbers holds an element twice")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_later_switches(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a switch that older files do not know as long as it is off: their hashes cover this document."""
+        values: dict[str, Any] = handler(self)
+        if not values.get("composition_polarizability"):
+            values.pop("composition_polarizability", None)
+        return values
+
     def backbone_arguments(self) -> dict[str, Any]:
         """Return the arguments of mace-torch's ``ScaleShiftMACE``."""
-        values = self.model_dump(exclude={"scale", "shift", "field_coupling", "element_polarizability"})
+        values = self.model_dump(exclude={"scale", "shift", *FIELD_SWITCHES})
         values.update(
             interaction_cls=interaction_classes[self.interaction_cls],
             interaction_cls_first=interaction_classes[self.interaction_cls_first],
@@ -155,7 +181,7 @@ class MACEFieldNetwork(ScaleShiftMACE):
     """Electric enthalpy F(R, 𝓔) of batches of crystals (Eq. 17).
 
     State names are those of ``ScaleShiftMACE`` plus ``field_feats.{t}.weight``, ``field_linear.{t}.weight`` and,
-    if the switch is on, ``element_polarizability``.
+    if the switches are on, ``element_polarizability`` and ``composition_polarizability.*``.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -172,6 +198,10 @@ class MACEFieldNetwork(ScaleShiftMACE):
             self.field_linear = torch.nn.ModuleList(o3.Linear(hidden, hidden) for _ in layers)
         if config.element_polarizability:
             self.element_polarizability = torch.nn.Parameter(torch.zeros(len(config.atomic_numbers)))
+        if config.composition_polarizability:
+            self.composition_polarizability = CompositionPolarizability(
+                len(config.atomic_numbers), config.composition_polarizability
+            )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -255,6 +285,9 @@ class MACEFieldNetwork(ScaleShiftMACE):
             atomic = attrs @ self.element_polarizability
             quadratic = -0.5 * atomic * node_field.square().sum(-1)
             interaction_energy = interaction_energy + scatter_sum(quadratic, batch, dim=0, dim_size=n_graphs)
+        if field is not None and self.config.composition_polarizability:
+            known = composition_enthalpy(self.composition_polarizability, graph, field, strain)
+            interaction_energy = interaction_energy + known
         return interaction_energy, baseline.to(interaction_energy.dtype)
 
 

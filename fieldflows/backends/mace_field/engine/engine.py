@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fieldflows.backends.mace_field._mace import scatter_sum
+from fieldflows.backends.mace_field.composition import composition_enthalpy
 from fieldflows.backends.mace_field.engine.coverage import uncovered
 from fieldflows.backends.mace_field.engine.harmonics import Harmonics
 from fieldflows.backends.mace_field.engine.layers import Features, Geometry, Layer, couple, first_radial_factors
@@ -122,6 +123,8 @@ class FastEngine:
         if node_field is not None and self.config.element_polarizability:
             quadratic = -0.5 * network.element_polarizability[all_species] * node_field.square().sum(-1)
             interaction = interaction + sum_by_crystal(quadratic)
+        if field is not None and self.config.composition_polarizability:
+            interaction = interaction + composition_enthalpy(network.composition_polarizability, graph, field, strain)
         return interaction, baseline.to(interaction.dtype)
 
     def _readouts(self, number: int, last: int) -> list[torch.nn.Module]:
