@@ -8,43 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from fieldflows.datasets.source import expand_path
 from fieldflows.errors import SettingsError, suggestion
-from fieldflows.observables import ENERGY_SURFACE_OBSERVABLES, OBSERVABLES
+from fieldflows.observables import ENERGY_SURFACE_OBSERVABLES
+from fieldflows.training.data_config import DatasetSection, HeadSection, ReplaySection
+from fieldflows.training.loss_config import TRAINABLE_LABELS, LossSection, Term
+from fieldflows.training.section import Section
 
-TRAINABLE_LABELS: tuple[str, ...] = tuple(name for name in OBSERVABLES if name != "hessian")
-"""Observables that can be trained on."""
-
-
-class Section(BaseModel):
-    """Base of the sections: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DatasetSection(Section):
-    """Where the labels come from.  Exactly one of the two keys."""
-
-    path: str | None = Field(
-        None,
-        description="Directory of a built dataset; environment variables and ~ are replaced.",
-        json_schema_extra={"unit": "path"},
-    )
-    config: str | None = Field(
-        None,
-        description="YAML file that describes how the dataset is built; relative to the training file.",
-        json_schema_extra={"unit": "path"},
-    )
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> DatasetSection:
-        if (self.path is None) == (self.config is None):
-            raise ValueError("give exactly one of 'path' (a built dataset) and 'config' (a dataset YAML file)")
-        return self
+__all__ = [
+    "TRAINABLE_LABELS",
+    "DatasetSection",
+    "HeadSection",
+    "LossSection",
+    "ReplaySection",
+    "Term",
+    "TrainingConfig",
+]
 
 
 class Architecture(Section):
@@ -89,6 +72,11 @@ class ModelSection(Section):
     train_element_polarizability: bool = Field(
         False, description="Whether these are trained on; fixed, they keep what is far from the training data sane."
     )
+    composition_polarizability: bool = Field(
+        False,
+        description="Whether a Gaussian process over composition and volume, fitted to the training labels at the "
+        "start, predicts the isotropic part of the polarizability; takes the place of element_polarizability.",
+    )
     element_similarity: float | None = Field(
         None,
         gt=0,
@@ -107,71 +95,17 @@ class ModelSection(Section):
         "without forces.",
         json_schema_extra={"unit": "eV"},
     )
+    field_blocks: Literal["random", "zero"] = Field(
+        "random",
+        description="New field blocks of a backbone. 'zero': the model starts as exactly the backbone, at any field; "
+        "needs labels of P or Z*, because α does not change to first order there.",
+    )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="Parameters that are not trained: embedding, interactions, interactions.0, products, products.1, "
+        "readouts, field, backbone (all but the field blocks), or patterns of their names such as 'readouts.0.*'.",
+    )
     license: str = Field("unspecified", description="License of the weights, written on the card.")
-
-
-class Term(Section):
-    """The loss of one observable."""
-
-    weight: float = Field(1.0, ge=0, description="Weight in the sum.", json_schema_extra={"unit": "1"})
-    kind: Literal["huber", "l1", "mse"] = Field("huber", description="Function of the error of one component.")
-    delta: float = Field(
-        0.1,
-        gt=0,
-        description="Error at which the Huber function turns from quadratic to linear, in units of the scale.",
-    )
-    scale: float | Literal["spread"] = Field(
-        1.0,
-        description="Errors are divided by this before the loss: a number in the unit of the observable, or 'spread', "
-        "the standard deviation of the training labels.",
-    )
-    normalization: Literal["structures", "atoms"] = Field(
-        "structures",
-        description="'structures': mean over the components of each frame, then the weighted mean over the frames "
-        "(W = Σ_g w_g); 'atoms': every atom counts the same (only for observables per atom).",
-    )
-
-    @field_validator("scale")
-    @classmethod
-    def _positive(cls, value: float | str) -> float | str:
-        if not isinstance(value, str) and value <= 0:
-            raise ValueError("scale must be positive, or 'spread'")
-        return value
-
-
-class LossSection(Section):
-    """One term per observable; an observable without a term is not trained on."""
-
-    terms: dict[str, Term] = Field(
-        default_factory=lambda: {
-            "born_effective_charges": Term(weight=1.0, scale="spread"),
-            "polarizability": Term(weight=1.0, scale="spread"),
-        },
-        description="Observable to term. Polarization errors are folded into one quantum cell of the frame.",
-    )
-    directions: Literal["all", "random"] = Field(
-        "all",
-        description="What of Z* and α is compared in a training step. 'all': the whole tensors, from one to three "
-        "second derivatives by symmetry (run.symmetry). 'random': their products with one random direction per frame "
-        "and step, from one second derivative whatever the symmetry; for 'mse' the mean is the full loss.",
-    )
-
-    @field_validator("terms")
-    @classmethod
-    def _known(cls, value: dict[str, Term]) -> dict[str, Term]:
-        for name, term in value.items():
-            if name not in TRAINABLE_LABELS:
-                raise ValueError(f"no loss for {name!r}. " + suggestion(name, TRAINABLE_LABELS))
-            if term.normalization == "atoms" and not OBSERVABLES[name].per_atom:
-                raise ValueError(f"{name} is not an observable per atom: its normalization must be 'structures'")
-        if not any(term.weight > 0 for term in value.values()):
-            raise ValueError("at least one term needs a positive weight")
-        return value
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Observables with a positive weight, in the order of the glossary."""
-        return tuple(name for name in TRAINABLE_LABELS if name in self.terms and self.terms[name].weight > 0)
 
 
 class OptimizerSection(Section):
@@ -201,6 +135,19 @@ class OptimizerSection(Section):
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="Plateau: the learning rate is multiplied by this.")
     plateau_patience: int = Field(10, ge=1, description="Plateau: evaluations without improvement before a cut.")
     clip_norm: float | None = Field(10.0, gt=0, description="Largest 2-norm of the gradient; None does not clip.")
+    groups: dict[str, float] = Field(
+        default_factory=dict,
+        description="Factors on the learning rate by name or pattern of parameters, as in model.freeze; the last one "
+        "that matches a parameter counts.",
+    )
+
+    @field_validator("groups")
+    @classmethod
+    def _positive_factors(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, factor in value.items():
+            if not factor > 0:
+                raise ValueError(f"the factor of {name!r} must be positive; freeze parameters with model.freeze")
+        return value
 
 
 class RunSection(Section):
@@ -314,11 +261,40 @@ class TrainingConfig(Section):
         32
     """
 
-    dataset: DatasetSection = Field(description="Labeled frames.")
+    dataset: DatasetSection | None = Field(None, description="Labeled frames; either these or heads.")
+    heads: dict[str, HeadSection] = Field(
+        default_factory=dict, description="Name to head, for a network with several; the first is the default one."
+    )
     model: ModelSection = Field(default_factory=ModelSection, description="The network.")
     loss: LossSection = Field(default_factory=LossSection, description="What is minimized.")
     optimizer: OptimizerSection = Field(default_factory=OptimizerSection, description="How it is minimized.")
     run: RunSection = Field(default_factory=RunSection, description="How long and where.")
+
+    @model_validator(mode="after")
+    def _sources(self) -> TrainingConfig:
+        if (self.dataset is None) == (not self.heads):
+            raise ValueError("give either 'dataset' or 'heads'")
+        for name, head in self.heads.items():
+            replay = head.replay
+            if not name.strip():
+                raise ValueError("a head needs a name")
+            if head.start_from is not None and self.model.backbone is None:
+                raise ValueError(f"heads.{name}.start_from needs model.backbone")
+            if replay is not None and replay.labels == "foundation" and self.model.backbone is None:
+                raise ValueError(f"heads.{name}.replay: labels of the foundation need model.backbone")
+            asked = tuple(head.labels or ()) or (replay.observables if replay is not None else ())
+            absent = [key for key in asked if key not in self.loss.labels]
+            if absent:
+                raise ValueError(f"heads.{name} asks for {', '.join(absent)}, but loss.terms has no weight for that")
+        if self.model.field_blocks == "zero":
+            if self.model.backbone is None:
+                raise ValueError("model.field_blocks: zero needs model.backbone")
+            if not {"polarization", "born_effective_charges"} & set(self.loss.labels):
+                raise ValueError(
+                    "model.field_blocks: zero needs a loss of polarization or born_effective_charges: α is of second "
+                    "order in the blocks, so that they would never leave zero"
+                )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
@@ -374,22 +350,24 @@ class TrainingConfig(Section):
 
     def resolved(self, folder: Path) -> TrainingConfig:
         """Return a copy in which relative paths that exist below ``folder`` are absolute."""
-        updates: dict[str, Any] = {}
-        for key in ("path", "config"):
-            value = getattr(self.dataset, key)
-            if value is not None:
-                expanded = expand_path(value)
-                near = folder / expanded
-                if not expanded.is_absolute() and near.exists():
-                    expanded = near.resolve()
-                updates[key] = str(expanded)
-        dataset = self.dataset.model_copy(update=updates)
+        dataset = None if self.dataset is None else _located(self.dataset, folder, "path", "config")
+        heads = {}
+        for name, head in self.heads.items():
+            inner, replay = head.dataset, head.replay
+            if inner is not None:
+                inner = _located(inner, folder, "path", "config")
+            if replay is not None:
+                replay = _located(replay, folder, "path")
+                if replay.dataset is not None:
+                    where = _located(replay.dataset, folder, "path", "config")
+                    replay = replay.model_copy(update={"dataset": where})
+            heads[name] = head.model_copy(update={"dataset": inner, "replay": replay})
         model = self.model
         if model.backbone is not None:
             near = folder / expand_path(model.backbone)
             if near.is_file():
                 model = model.model_copy(update={"backbone": str(near.resolve())})
-        return self.model_copy(update={"dataset": dataset, "model": model})
+        return self.model_copy(update={"dataset": dataset, "heads": heads, "model": model})
 
     @property
     def symprec(self) -> float | None:
@@ -410,10 +388,16 @@ class TrainingConfig(Section):
         saved, and where the files lie.
         """
         data = self.model_dump(mode="json", exclude={"dataset"})
+        _leave_out_defaults(data, self)
         for key in UNCOUNTED:
             data["run"].pop(key)
         # options that came later do not count as long as they are off, so that older runs can still be resumed
-        later = (("model", "element_similarity"), ("optimizer", "element_sharing"), ("run", "position_noise"))
+        later = (
+            ("model", "element_similarity"),
+            ("model", "composition_polarizability"),
+            ("optimizer", "element_sharing"),
+            ("run", "position_noise"),
+        )
         for section, key in later:
             if not data[section][key]:
                 data[section].pop(key)
@@ -436,6 +420,40 @@ class TrainingConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _located(section: Any, folder: Path, *keys: str) -> Any:
+    """Return a section whose paths have their variables replaced, and are absolute if they exist below a folder."""
+    updates = {}
+    for key in keys:
+        value = getattr(section, key)
+        if value is not None:
+            expanded = expand_path(value)
+            near = folder / expanded
+            updates[key] = str(near.resolve() if not expanded.is_absolute() and near.exists() else expanded)
+    return section.model_copy(update=updates)
+
+
+def _leave_out_defaults(data: dict[str, Any], config: TrainingConfig) -> None:
+    """Remove what a digest does not count: files of heads, and options of losses and foundations that are off."""
+    for head in data["heads"].values():
+        head["dataset"] = (head["dataset"] or {}).get("relaxed")
+        if head["replay"]:
+            head["replay"]["dataset"] = head["replay"]["path"] = None
+    if not data["heads"]:
+        data.pop("heads")
+    if config.dataset is not None and config.dataset.relaxed is not None:
+        data["relaxed"] = config.dataset.relaxed
+    for term in data["loss"]["terms"].values():
+        for key in ("share", "count_unlabeled"):
+            if term[key] == Term.model_fields[key].default:
+                term.pop(key)
+    data["loss"].pop("variant")  # it is spelled out in the terms
+    for section, key in (("loss", "sum_rule_scale"), ("model", "freeze"), ("optimizer", "groups")):
+        if not data[section][key]:
+            data[section].pop(key)
+    if data["model"]["field_blocks"] == "random":
+        data["model"].pop("field_blocks")
+
+
 def _explain(error: ValidationError) -> str:
     """Return the problems of a configuration in one line."""
     parts = []
@@ -455,9 +473,14 @@ def _nearest(location: tuple[int | str, ...]) -> str:
     """Return the suggestion for an unknown key at a location."""
     model: Any = TrainingConfig
     for key in location[:-1]:
-        field = model.model_fields.get(str(key)) if hasattr(model, "model_fields") else None
-        if field is None:
-            model = Term if "terms" in location else model
-            break
-        model = field.annotation if hasattr(field.annotation, "model_fields") else Term
+        # names of heads and observables are no fields: the section stays
+        field = model.model_fields.get(str(key))
+        model = model if field is None else _section(field.annotation) or model
     return suggestion(str(location[-1]), model.model_fields)
+
+
+def _section(annotation: Any) -> type[Section] | None:
+    """Return the section inside an annotation such as ``dict[str, Term]`` or ``DatasetSection | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part)) is not None), None)

@@ -37,6 +37,7 @@ class Frame:
         outcome: What became of it when it was to be brought to its symmetry.
         weight: Weight w_g in the loss.
         label_weights: Observable to a factor on that weight; 1 for others.
+        head: Head of the network that predicts it; None if there is one only.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Frame:
     outcome: Outcome | None = None
     weight: float = 1.0
     label_weights: Mapping[str, float] = field(default_factory=dict)
+    head: str | None = None
 
     def label_weight(self, key: str) -> float:
         """Return the weight of the frame in the loss of an observable."""
@@ -77,6 +79,8 @@ class Batch:
         targets: Observable to labels: (g, ...) or (n, ...), zero where a frame has none; energies without baseline.
         masks: Observable to (g,), 1 where a frame has the label.
         weights: Observable to (g,), weights w_g m_g of the frames in the loss, zero where a frame has no label.
+        frame_weights: (g,) weights w_g of the frames whatever their labels.
+        numbers: (n,) atomic number of each atom of the frames.
         names: Names of the frames.
         reduction: The field directions that determine Z* and α of all frames; None for the three axes.
     """
@@ -88,6 +92,8 @@ class Batch:
     targets: dict[str, torch.Tensor]
     masks: dict[str, torch.Tensor]
     weights: dict[str, torch.Tensor]
+    frame_weights: torch.Tensor
+    numbers: torch.Tensor
     names: tuple[str, ...] = field(default=())
     reduction: Reduction | None = None
 
@@ -105,6 +111,7 @@ def make_frames(
     dtype: torch.dtype,
     atomic_energies: Sequence[float] | None = None,
     symprec: float | None = None,
+    head: tuple[str, int] | None = None,
 ) -> list[Frame]:
     """Return the frames that hold at least one of the labels, with graphs.
 
@@ -119,6 +126,7 @@ def make_frames(
         atomic_energies: Baseline by element in eV, in the same order; zero by default.
         symprec: Bring crystals with labels of Z* or α to their own symmetry, moving nothing by more than this in Å
             (see :func:`~fieldflows.training.symmetry.bring_to_symmetry`); None leaves all as they are.
+        head: Name and number of the head that predicts them; the first and only one by default.
 
     Raises:
         LabelError: If a label has the wrong shape or is not finite; the message names the frame.
@@ -137,9 +145,20 @@ def make_frames(
                 crystal, outcome = bring_to_symmetry(item.atoms, symprec)
             else:
                 outcome = Outcome("not needed", symmetry=FrameSymmetry.nothing(len(item.atoms)))
-        graph = build_graph(crystal, atomic_numbers, cutoff, dtype=dtype)
+        graph = build_graph(crystal, atomic_numbers, cutoff, dtype=dtype, head=head[1] if head else 0)
         baseline = float(sum(table[int(z)] for z in item.atoms.numbers))
-        made.append(Frame(name=name, atoms=item.atoms, labels=kept, graph=graph, baseline=baseline, outcome=outcome))
+        made.append(
+            Frame(
+                name=name,
+                atoms=item.atoms,
+                labels=kept,
+                graph=graph,
+                baseline=baseline,
+                outcome=outcome,
+                weight=float(item.extra.get("weight", 1.0)),
+                head=head[0] if head else None,
+            )
+        )
     return made
 
 
@@ -180,6 +199,8 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
         targets=targets,
         masks=masks,
         weights=weights,
+        frame_weights=torch.tensor([frame.weight for frame in frames], dtype=dtype, device=device),
+        numbers=torch.as_tensor(np.concatenate([frame.atoms.numbers for frame in frames]), device=device),
         names=tuple(frame.name for frame in frames),
         # whatever the labels: graphs of primitive cells have to be mapped to the frames
         reduction=join([frame.symmetry for frame in frames], sizes, dtype, device),

@@ -60,13 +60,12 @@ def predict(
             if "energy" in values:
                 values["energy"] = values["energy"] + frame.baseline
             predictions[index] = values
-    parts = {key: total / count for key, (total, count) in sorted(sums.items())}
+    parts = {key: total / count for key, (total, count) in sorted(sums.items()) if count}
     return predictions, parts
 
 
 def _accumulate(sums: dict[str, list[float]], loss: Loss, results: dict[str, torch.Tensor], batch: Batch) -> None:
-    whole = loss.normalizations(batch)
+    for key, count in loss.normalizations(batch).items():
+        sums.setdefault(key, [0.0, 0.0])[1] += float(count)
     for key, value in loss.numerators(results, batch).items():
-        entry = sums.setdefault(key, [0.0, 0.0])
-        entry[0] += float(value)
-        entry[1] += float(whole[key])
+        sums[key][0] += float(value)

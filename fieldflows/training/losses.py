@@ -9,7 +9,8 @@ The numerators λ_o Σ_g w_g m_g ρ̄_g and the normalizations W_o are sums over
 parts: both are added up over them, and only then divided.
 
 Δ is the error of one component; energies per atom; polarizations folded into one quantum cell of the frame.
-ρ(x) is the Huber function (x²/2 below δ, δ(|x| − δ/2) above), |x| or x².
+ρ(x) is the Huber function (x²/2 below δ, δ(|x| − δ/2) above), |x| or x².  Where every atom counts the same, N_g ρ̄_g
+takes the place of ρ̄_g and Σ_g w_g m_g N_g that of W; with Eq. 31 as printed, only the latter.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import torch
 
 from fieldflows.backends.mace_field.graphs import Graph
 from fieldflows.observables import OBSERVABLES
-from fieldflows.training.config import Term
 from fieldflows.training.data import Batch, Frame
+from fieldflows.training.loss_config import Term
 
 
 def fold_polarization(difference: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
@@ -40,15 +41,40 @@ def fold_polarization(difference: torch.Tensor, cell: torch.Tensor) -> torch.Ten
     return difference - torch.einsum("gk,gki->gi", whole, quanta)
 
 
-def penalty(error: torch.Tensor, term: Term, scale: float) -> torch.Tensor:
-    """Return ρ(error/scale), component by component."""
+def penalty(
+    error: torch.Tensor, term: Term, scale: float | torch.Tensor, delta: float | torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ρ(error/scale), component by component; ``delta`` in place of that of the term."""
     x = error / scale
     if term.kind == "l1":
         return x.abs()
     if term.kind == "mse":
         return x.square()
+    limit = term.delta if delta is None else delta
     size = x.abs()
-    return torch.where(size <= term.delta, 0.5 * x.square(), term.delta * (size - 0.5 * term.delta))
+    return torch.where(size <= limit, 0.5 * x.square(), limit * (size - 0.5 * limit))
+
+
+def force_delta(labels: torch.Tensor, delta: float) -> torch.Tensor:
+    """Return δ by atom, (n, 1): 1, 0.7, 0.4 and 0.1 of its value for labels from 0, 100, 200 and 300 eV/Å on."""
+    bounds = torch.tensor([100.0, 200.0, 300.0], dtype=labels.dtype, device=labels.device)
+    factors = torch.tensor([1.0, 0.7, 0.4, 0.1], dtype=labels.dtype, device=labels.device)
+    sizes = torch.linalg.vector_norm(labels, dim=1, keepdim=True)
+    return delta * factors[torch.bucketize(sizes, bounds, right=True)]
+
+
+def quantum_distance(folded: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+    """Return 3 |ΔP|²/tr(Q Qᵀ), (g,): squared lengths of folded differences relative to the mean quantum.
+
+    With c = ΔP Q⁻¹ this is c M cᵀ with M = 3 Q Qᵀ/tr(Q Qᵀ), the metric of the public code; 1 for a difference as long
+    as the root mean square quantum.
+
+    Args:
+        folded: (g, 3) in e/Å².
+        cell: Lattice vectors as rows, (g, 3, 3), in Å.
+    """
+    quanta = cell / torch.linalg.det(cell).abs()[:, None, None]
+    return 3 * folded.square().sum(dim=1) / quanta.square().sum(dim=(1, 2))
 
 
 def frame_means(values: torch.Tensor, batch: Batch, per_atom: bool) -> torch.Tensor:
@@ -63,13 +89,20 @@ class Loss:
     """The sum over the observables.
 
     Args:
-        terms: Observable to term.
+        terms: Observable to term, weights as numbers.
         scales: Observable to the number that errors are divided by, in the unit of the observable.
+        element_scales: Observable per atom to such numbers by atomic number, (119,), in place of the one.
     """
 
-    def __init__(self, terms: Mapping[str, Term], scales: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        scales: Mapping[str, float],
+        element_scales: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.terms = dict(terms)
         self.scales = dict(scales)
+        self.element_scales = dict(element_scales or {})
 
     def per_frame(
         self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
@@ -84,7 +117,7 @@ class Loss:
         """
         result = {}
         for key, target in batch.targets.items():
-            term, scale = self.terms[key], self.scales[key]
+            term = self.terms[key]
             if directions is not None and key == "born_effective_charges":
                 target = torch.einsum("ni,nij->nj", directions[batch.owner], target)
             elif directions is not None and key == "polarizability":
@@ -94,25 +127,46 @@ class Loss:
                 error = error / batch.sizes.to(error.dtype)
             elif key == "polarization":
                 error = fold_polarization(error, batch.cells)
-            result[key] = frame_means(penalty(error, term, scale), batch, OBSERVABLES[key].per_atom)
+            if term.kind == "quantum metric":
+                result[key] = quantum_distance(error, batch.cells) / self.scales[key] ** 2
+                continue
+            delta = force_delta(target, term.delta) if term.kind == "force huber" else None
+            values = penalty(error, term, self._scale(key, batch, error), delta)
+            result[key] = frame_means(values, batch, OBSERVABLES[key].per_atom)
         return result
 
-    def normalizations(self, frames: Batch | Sequence[Frame]) -> dict[str, torch.Tensor | float]:
-        """Return W_o = Σ_g w_g m_g by observable; by the atoms, Σ_g w_g m_g N_g, where a term says so.
+    def _scale(self, key: str, batch: Batch, error: torch.Tensor) -> float | torch.Tensor:
+        if key not in self.element_scales:
+            return self.scales[key]
+        by_atom = self.element_scales[key].to(error)[batch.numbers]
+        return by_atom.view(-1, *[1] * (error.ndim - 1))
 
-        It depends on the labels alone, so that it is known before the first prediction.
+    def normalizations(self, frames: Batch | Sequence[Frame]) -> dict[str, torch.Tensor | float]:
+        """Return W_o = Σ_g w_g m_g by observable; Σ_g w_g m_g N_g where a term counts atoms.
+
+        It depends on the labels alone, so that it is known before the first prediction.  Observables without label
+        are left out, unless their term counts frames without one.
 
         Args:
             frames: A batch (the answer is tensors of the precision of its labels) or frames (numbers).
         """
-        if isinstance(frames, Batch):
-            return {key: self._weights(key, frames).sum() for key in frames.targets}
         result: dict[str, torch.Tensor | float] = {}
+        if isinstance(frames, Batch):
+            for key, term in self.terms.items():
+                if key not in frames.targets and not term.count_unlabeled:
+                    continue
+                weights = frames.weights.get(key, frames.frame_weights)
+                if term.count_unlabeled and key in frames.masks:
+                    weights = torch.where(frames.masks[key] > 0, weights, frames.frame_weights)
+                result[key] = self._counted(key, weights, frames).sum()
+            return result
         for key, term in self.terms.items():
-            atoms = term.normalization == "atoms"
-            weights = [f.label_weight(key) * (len(f.atoms) if atoms else 1) for f in frames if key in f.labels]
-            if weights:
-                result[key] = float(sum(weights))
+            counted = [frame for frame in frames if term.count_unlabeled or key in frame.labels]
+            if counted:
+                atoms = term.normalization != "structures"
+                weights = [f.label_weight(key) if key in f.labels else f.weight for f in counted]
+                sizes = [len(f.atoms) if atoms else 1 for f in counted]
+                result[key] = float(sum(w * n for w, n in zip(weights, sizes, strict=True)))
         return result
 
     def numerators(
@@ -125,8 +179,13 @@ class Loss:
             batch: The labels.
             directions: As in :meth:`per_frame`.
         """
-        found = self.per_frame(predictions, batch, directions)
-        return {key: self.terms[key].weight * (self._weights(key, batch) * found[key]).sum() for key in found}
+        result = {}
+        for key, values in self.per_frame(predictions, batch, directions).items():
+            weights, term = batch.weights[key], self.terms[key]
+            if term.normalization == "atoms":
+                weights = self._counted(key, weights, batch)
+            result[key] = float(term.weight) * (weights * values).sum()
+        return result
 
     def __call__(
         self, predictions: Mapping[str, torch.Tensor], batch: Batch, directions: torch.Tensor | None = None
@@ -136,12 +195,11 @@ class Loss:
         parts = {key: value / whole[key] for key, value in self.numerators(predictions, batch, directions).items()}
         return torch.stack(list(parts.values())).sum(), parts
 
-    def _weights(self, key: str, batch: Batch) -> torch.Tensor:
-        """Return the weights (g,) of the frame means of an observable, zero where a frame has no label."""
-        weights = batch.weights[key]
-        if self.terms[key].normalization == "atoms":
-            weights = weights * batch.sizes.to(weights.dtype)
-        return weights
+    def _counted(self, key: str, weights: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return weights (g,) times the number of atoms where a term counts atoms."""
+        if self.terms[key].normalization == "structures":
+            return weights
+        return weights * batch.sizes.to(weights.dtype)
 
 
 def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
@@ -149,10 +207,14 @@ def step_generator(seed: int, step: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 7 + purpose) % (2**63))
 
 
-def displaced(graph: Graph, noise: float, seed: int, step: int) -> Graph:
-    """Return the graph with normally distributed displacements of a width in Å; edges stay those of the original."""
+def standard_normal(count: int, seed: int, step: int) -> torch.Tensor:
+    """Return normally distributed vectors of width 1, (count, 3), that depend on seed and step alone."""
+    return torch.randn((count, 3), generator=step_generator(seed, step, 1), dtype=torch.float64)
+
+
+def displaced(graph: Graph, noise: float, random: torch.Tensor) -> Graph:
+    """Return the graph with displacements of vectors (n, 3) times a width in Å; edges stay those of the original."""
     positions = graph["positions"]
-    random = torch.randn(positions.shape, generator=step_generator(seed, step, 1), dtype=torch.float64)
     moved = positions + noise * random.to(positions)
     sender, receiver = graph["edge_index"]
     lengths = torch.linalg.vector_norm(moved[receiver] - moved[sender] + graph["shifts"], dim=1)

@@ -10,7 +10,7 @@ from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.training.config import Term
 from fieldflows.training.data import make_batch, make_frames
-from fieldflows.training.losses import Loss, displaced, fold_polarization, penalty, random_directions
+from fieldflows.training.losses import Loss, displaced, fold_polarization, penalty, random_directions, standard_normal
 from fieldflows.training.metrics import fold
 from fieldflows.training.response import directional_response
 from tests.training.crystals import LABELS, small_dataset, teacher
@@ -167,12 +167,15 @@ def test_displacements_depend_on_seed_and_step_and_leave_the_original(dataset):
     network = teacher()
     batch = make_batch(frames_of(dataset), LABELS)
     before = batch.graph["positions"].clone()
-    moved = displaced(batch.graph, 0.05, seed=1, step=2)
+    n = len(before)
+    moved = displaced(batch.graph, 0.05, standard_normal(n, seed=1, step=2))
     assert torch.equal(batch.graph["positions"], before)
-    assert torch.equal(displaced(batch.graph, 0.05, 1, 2)["positions"], moved["positions"])
-    assert not torch.equal(displaced(batch.graph, 0.05, 1, 3)["positions"], moved["positions"])
+    assert torch.equal(displaced(batch.graph, 0.05, standard_normal(n, 1, 2))["positions"], moved["positions"])
+    assert not torch.equal(displaced(batch.graph, 0.05, standard_normal(n, 1, 3))["positions"], moved["positions"])
     torch.testing.assert_close(fastest(network)(moved)[0], network(moved)[0], atol=1e-10, rtol=1e-10)
-    widths = [displaced(batch.graph, 0.05, 0, step)["positions"] - before for step in range(300)]
+    widths = [
+        displaced(batch.graph, 0.05, standard_normal(n, 0, step))["positions"] - before for step in range(300)
+    ]
     assert float(torch.stack(widths).std()) == pytest.approx(0.05, rel=0.03)
 
 
