@@ -17,6 +17,7 @@
     │   ├── LabelError          a label that is missing or malformed
     │   └── ConventionError     a label in another unit or convention than declared
     ├── StoreError              the place where documents go
+    │   └── ArtifactError       a file that its sha256 names: missing, damaged, out of reach
     ├── EvaluationError         a computation that failed (numbers are not finite, out of memory)
     └── TrainingError           a training run that cannot go on
 
@@ -101,6 +102,10 @@ class ConventionError(DataError):
 
 class StoreError(FieldflowsError):
     """Documents cannot be read from or written to the store."""
+
+
+class ArtifactError(StoreError):
+    """A file that is addressed by its sha256 is missing, damaged or out of reach, or cannot be written."""
 
 
 class EvaluationError(FieldflowsError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fieldflows.artifacts import data_folder
 from fieldflows.errors import StoreError
 from fieldflows.store.results import RESULTS_COLLECTION, ResultsCollection, hide_password
 from fieldflows.store.sqlite import SQLiteStore
@@ -96,13 +96,7 @@ def embedded_path() -> Path:
     That is ``$XDG_DATA_HOME/fieldflows`` or ``~/.local/share/fieldflows`` on Linux,
     ``~/Library/Application Support/fieldflows`` on macOS and ``%LOCALAPPDATA%/fieldflows`` on Windows.
     """
-    if sys.platform == "darwin":
-        base = Path("~/Library/Application Support")
-    elif os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local")
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share")
-    return base.expanduser() / "fieldflows" / "store.db"
+    return data_folder() / "store.db"
 
 
 def sqlite_job_store(path: str | Path) -> JobStore:
@@ -141,7 +135,7 @@ def mongo_job_store(uri: str) -> JobStore:
     return JobStore(
         MongoStore(collection_name="outputs", **settings),
         additional_stores={
-            DATA_COLLECTION: GridFSStore(collection_name=DATA_COLLECTION, **settings),
+            DATA_COLLECTION: GridFSStore(collection_name=DATA_COLLECTION, key="blob_uuid", **settings),
             RESULTS_COLLECTION: MongoStore(collection_name=RESULTS_COLLECTION, key="key", **settings),
         },
     )
