@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,8 +12,11 @@ import typer
 from fieldflows.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from fieldflows.datasets.dataset import Dataset
-    from fieldflows.training.assess import Assessment
+    from fieldflows.evaluation.predict import Progress
+    from fieldflows.schemas.evaluation import EvaluationDocument, QuantityEvaluation
+
+EXIT_VIOLATED = 3
+"""Everything was evaluated, but the model violates a physical identity."""
 
 
 def register(app: typer.Typer) -> None:
@@ -20,114 +25,117 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model: bundled name or path of a checkpoint.")],
+    model: Annotated[str, typer.Argument(help="Model: bundled name, path of a checkpoint, or sha256:HASH.")],
     dataset: Annotated[Path, typer.Argument(help="Directory of a built dataset, or its YAML file.")],
-    split: Annotated[str, typer.Option("--split", help="Subset: train, valid, test or all.")] = "test",
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Subset: train, valid, test or all; may be repeated.", show_default="test"),
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option("--label", help="Observable to compare; those trained on by default.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for metrics.json and parity plots.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for report, metrics.json, tables and figures.")
+    ] = None,
+    figures: Annotated[bool, typer.Option("--figures/--no-figures", help="Draw figures into that folder.")] = True,
+    identities: Annotated[
+        int, typer.Option("--identities", help="Frames on which physical identities are tried; 0 for none.")
+    ] = 3,
+    forest: Annotated[
+        str, typer.Option("--forest", help="Random forest beside ε∞ and n: auto (if installed), on or off.")
+    ] = "auto",
+    outliers: Annotated[int, typer.Option("--outliers", help="Worst frames listed per quantity and subset.")] = 10,
+    symmetry: Annotated[
+        bool, typer.Option("--symmetry/--no-symmetry", help="Use the symmetry of crystals; faster, equal.")
+    ] = True,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the forest and of the identities.")] = 0,
     dtype: Annotated[str, typer.Option("--dtype", help="float64 or float32.")] = "float64",
     device: Annotated[str, typer.Option("--device", help="Torch device.")] = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare a model with the labels of a dataset, beside medians of its training frames."""
+    """Compare a model with the labels of a dataset, beside what can be said without it.
+
+    Exit code 3: all was evaluated, but the model violates a physical identity.
+    """
     from fieldflows.backends.base import load_model
     from fieldflows.cli.output import console, print_json
-    from fieldflows.errors import InputError
-    from fieldflows.observables import check_observables
-    from fieldflows.training.assess import assess
+    from fieldflows.evaluation.run import evaluate as run
+    from fieldflows.evaluation.run import open_dataset
+    from fieldflows.evaluation.settings import EvaluationSettings
 
+    settings = EvaluationSettings.of(
+        splits=tuple(split or ("test",)),
+        labels=tuple(label) if label else None,
+        identities=identities,
+        forest=forest,
+        symmetry=symmetry,
+        outliers=outliers,
+        seed=seed,
+    )
     loaded = load_model(model, dtype=dtype, device=device)
-    data = _load(dataset)
-    frames = data.frames if split == "all" else data.subset(split)
-    if not frames:
-        raise InputError(f"The subset {split!r} of {dataset} is empty.", "Choose another --split.")
-    with _bar(console(error=True), len(frames)) as advance:
-        found = assess(
-            loaded, frames, data.subset("train"), check_observables(label) if label else None, progress=advance
-        )
-    document = {
-        "model": loaded.info.name,
-        "model_sha256": loaded.info.sha256,
-        "dataset_digest": data.digest,
-        "split": split,
-        "frames": len(found.frames),
-        "materials": len({frame.material for frame in found.frames}),
-        "failures": [{"frame": name, "reason": reason} for name, reason in found.failures],
-        "metrics": found.metrics,
-        "trivial_predictor": found.trivial,
-    }
-    if out is not None:
-        _write(out, document, found)
+    data = open_dataset(dataset)
+    with _bar(console(error=True)) as progress:
+        document = run(loaded, data, settings, out, figures, progress).document
     if as_json:
-        print_json(document)
+        print_json(document.to_json_dict())
     else:
         _show(document)
+    if not document.obeys_identities:
+        raise typer.Exit(EXIT_VIOLATED)
 
 
-def _load(path: Path) -> Dataset:
-    from fieldflows.datasets.config import DatasetConfig
-    from fieldflows.datasets.dataset import Dataset, build_dataset
-
-    return build_dataset(DatasetConfig.from_yaml(path)) if path.is_file() else Dataset.load(path)
-
-
-def _bar(console: Any, total: int) -> Any:
-    from contextlib import contextmanager
-
+@contextmanager
+def _bar(console: Any) -> Iterator[Progress]:
     from rich.progress import Progress
 
-    @contextmanager
-    def bar():  # type: ignore[no-untyped-def]
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("evaluating", total=total)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
-
-    return bar()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _write(out: Path, document: dict[str, Any], found: Assessment) -> None:
-    from fieldflows.errors import InputError
-    from fieldflows.training.figures import parity
-    from fieldflows.training.metrics import collect
-    from fieldflows.training.report import write_json
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "metrics.json", document)
-        for quantity, reference, predicted in collect(found.frames, found.predictions).values():
-            series = {document["split"]: (reference, predicted)}
-            parity(series, quantity.symbol, quantity.unit, out / f"parity_{quantity.name}.png")
-    except OSError as error:
-        raise InputError(f"Cannot write to {out}: {error.strerror}.", "Choose another --out.") from error
-
-
-def _show(document: dict[str, Any]) -> None:
+def _show(document: EvaluationDocument) -> None:
     from fieldflows.cli.output import console, table
-    from fieldflows.training.metrics import QUANTITIES
 
-    rows = []
-    for quantity in QUANTITIES:
-        if quantity.name not in document["metrics"]:
-            continue
-        own = document["metrics"][quantity.name]
-        trivial = document["trivial_predictor"].get(quantity.name)
-        rows.append(
-            [
-                quantity.symbol,
-                quantity.unit,
-                f"{own['mae']:.4g}",
-                f"{own['rmse']:.4g}",
-                "–" if own["r2"] is None else f"{own['r2']:.3f}",
-                "–" if trivial is None else f"{trivial['mae']:.4g}",
-            ]
-        )
-    title = (
-        f"{document['model']} on {document['frames']} frames ({document['materials']} materials), subset "
-        f"{document['split']}"
-    )
     output = console()
-    output.print(table(title, ["quantity", "unit", "MAE", "RMSE", "R²", "MAE of medians"], rows, left=2))
-    for failure in document["failures"]:
-        output.print(f"not evaluated: {failure['frame']}: {failure['reason']}", markup=False)
+    columns = ["quantity", "unit", "values", "spread", "MAE", "RMSE", "R²", "MAE of baselines"]
+    for subset in (*document.subsets.values(), *document.heads):
+        where = f"subset {subset.split}" + (f", head {subset.head}" if subset.head else "")
+        title = f"{document.model.name} on {subset.frames} frames ({subset.materials} materials), {where}"
+        output.print(table(title, columns, [_row(item) for item in subset.quantities.values()], left=2))
+    tried = [check for check in document.identities if check.passed is not None]
+    if tried:
+        rows = [
+            [check.formula, check.unit, _number(check.residual), _number(check.relative), f"{check.tolerance:g}",
+             "holds" if check.passed else "VIOLATED"]
+            for check in tried
+        ]  # fmt: skip
+        columns = ["identity", "unit", "largest deviation", "relative", "allowed", "verdict"]
+        output.print(table(f"Identities, {max(check.frames for check in tried)} displaced frames", columns, rows, 2))
+    for flag in document.flags:
+        output.print(f"{flag.code}: {flag.message}", markup=False)
+    for problem in document.problems[:MAX_PROBLEMS]:
+        output.print(f"not evaluated: {problem.frame}: {problem.reason}", markup=False)
+    if len(document.problems) > MAX_PROBLEMS:
+        output.print(f"... and {len(document.problems) - MAX_PROBLEMS} more (--json, --out)")
+    if document.directory:
+        output.print(f"Report: {document.directory}", markup=False)
+
+
+MAX_PROBLEMS = 10
+"""Frames that were left out and are named on the screen."""
+
+
+def _row(item: QuantityEvaluation) -> list[str]:
+    r2 = "–" if item.model.r2 is None else f"{item.model.r2:.3f}"
+    baselines = ", ".join(
+        f"{name} {values.mae:.3g}" + (f" (×{values.mae / item.model.mae:.2g})" if item.model.mae else "")
+        for name, values in item.baselines.items()
+    )
+    return [
+        item.symbol, item.unit, str(item.count), f"{item.label_spread:.3g}", f"{item.model.mae:.4g}",
+        f"{item.model.rmse:.4g}", r2, baselines or "–",
+    ]  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.1e}"

@@ -68,15 +68,37 @@ QUANTITIES: tuple[Quantity, ...] = (
     Quantity("epsilon_electronic_off_diagonal", "polarizability", "ε∞ (off-diagonal)", "1"),
     Quantity("refractive_index", "polarizability", "n", "1"),
 )
-"""Everything that is reported, in this order."""
+"""What a training run reports, in this order."""
+
+DETAILS: tuple[Quantity, ...] = (
+    Quantity("stress_diagonal", "stress", "σ (diagonal)", "meV/Å³"),
+    Quantity("stress_off_diagonal", "stress", "σ (off-diagonal)", "meV/Å³"),
+    Quantity("polarization_norm", "polarization", "|P|", "µC/cm²"),
+    Quantity("epsilon_electronic_mean", "polarizability", "tr ε∞/3", "1"),
+)
+"""More views on the same observables, which an evaluation reports beside them."""
+
+ALL_QUANTITIES: tuple[Quantity, ...] = tuple(
+    item
+    for observable in dict.fromkeys(quantity.observable for quantity in QUANTITIES)
+    for item in (*QUANTITIES, *DETAILS)
+    if item.observable == observable
+)
+"""Everything that is reported of an evaluation, by observable."""
 
 
 def view(quantity: Quantity, value: FloatArray, n_atoms: int) -> FloatArray:
     """Return the numbers of a quantity out of an observable in internal units, as a flat array."""
     if quantity.name == "energy_per_atom":
         return np.atleast_1d(value) / n_atoms * 1e3
+    if quantity.name == "stress_diagonal":
+        return value[_DIAGONAL] * 1e3
+    if quantity.name == "stress_off_diagonal":
+        return value[~_DIAGONAL] * 1e3
     if quantity.observable in ("forces", "stress"):
         return value.ravel() * 1e3
+    if quantity.name == "polarization_norm":
+        return np.atleast_1d(np.linalg.norm(value)) * E_PER_A2_TO_UC_PER_CM2
     if quantity.name == "polarization":
         return value * E_PER_A2_TO_UC_PER_CM2
     if quantity.name == "born_charge_diagonal":
@@ -88,6 +110,8 @@ def view(quantity: Quantity, value: FloatArray, n_atoms: int) -> FloatArray:
         return epsilon[_DIAGONAL]
     if quantity.name == "epsilon_electronic_off_diagonal":
         return epsilon[~_DIAGONAL]
+    if quantity.name == "epsilon_electronic_mean":
+        return np.atleast_1d(np.trace(epsilon) / 3)
     return np.atleast_1d(np.sqrt(max(float(np.trace(epsilon)) / 3, 0.0)))
 
 
@@ -98,13 +122,15 @@ def fold(difference: FloatArray, cell: FloatArray) -> FloatArray:
     return difference - np.round(x) @ quanta
 
 
-def collect(frames: Sequence[Frame], predictions: Predictions) -> dict[str, tuple[Quantity, FloatArray, FloatArray]]:
+def collect(
+    frames: Sequence[Frame], predictions: Predictions, quantities: Sequence[Quantity] = QUANTITIES
+) -> dict[str, tuple[Quantity, FloatArray, FloatArray]]:
     """Return label and prediction of every quantity as flat arrays of one length.
 
     Polarizations are put on the branch of the label: label + fold(prediction − label).
     """
     collected = {}
-    for quantity in QUANTITIES:
+    for quantity in quantities:
         reference, predicted = [], []
         for frame, prediction in zip(frames, predictions, strict=True):
             key = quantity.observable

@@ -39,13 +39,13 @@ def test_train_then_evaluate(folder: Path, tmp_path: Path, capsys) -> None:  # n
     )
     assert code == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["frames"] == 7
-    assert document["metrics"]["born_charge_diagonal"]["unit"] == "e"
-    assert json.loads((report / "metrics.json").read_text())["model_sha256"] == document["model_sha256"]
+    assert sum(subset["frames"] for subset in document["subsets"].values()) == 7
+    assert document["subsets"]["train"]["quantities"]["born_charge_diagonal"]["unit"] == "e"
+    assert json.loads((report / "metrics.json").read_text())["model"] == document["model"]
     assert (report / "parity_refractive_index.png").is_file()
 
     assert call("evaluate", out / "model.safetensors", folder / "data.yaml", "--split", "train") == 0
-    assert "MAE of medians" in capsys.readouterr().out
+    assert "MAE of baselines" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,10 @@ from PIL import Image
 
 from fieldflows import load_model
 from fieldflows.errors import CapabilityError, EvaluationError, TrainingError
+from fieldflows.evaluation.baselines import Baselines
+from fieldflows.evaluation.predict import predict_frames
+from fieldflows.evaluation.statistics import evaluate_quantities
 from fieldflows.plotting import learning_curves, parity, training_errors
-from fieldflows.training.assess import assess
 from fieldflows.training.document import training_document
 from fieldflows.training.loop import train
 from fieldflows.training.result import TrainingResult
@@ -49,37 +51,49 @@ def test_errors_in_the_report_are_those_of_the_saved_model(run):
     assert metrics["polarization"]["mae"] == pytest.approx(np.mean(polarizations), rel=1e-6)
 
 
-def test_assess_agrees_with_the_report(run):
+def test_an_evaluation_agrees_with_the_report(run):
     _, data, result = run
-    found = assess(load_model(result.checkpoint), data.subset("test"), data.subset("train"))
+    found = predict_frames(load_model(result.checkpoint), data.subset("test"))
+    baselines = Baselines(data.subset("train"), found.labels, forest="off")
+    quantities = evaluate_quantities(found.frames, found.predictions, baselines)
+    assert set(result.metrics["test"]) < set(quantities)
     for name, values in result.metrics["test"].items():
-        assert found.metrics[name]["mae"] == pytest.approx(values["mae"], rel=1e-6), name
-        assert found.trivial[name]["mae"] == pytest.approx(result.baselines["test"][name]["mae"], rel=1e-6), name
-    assert found.failures == []
+        assert quantities[name].model.mae == pytest.approx(values["mae"], rel=1e-6), name
+        (trivial,) = quantities[name].baselines.values()
+        assert trivial.mae == pytest.approx(result.baselines["test"][name]["mae"], rel=1e-6), name
+    assert found.problems == []
 
 
-def test_assess_isolates_frames_that_cannot_be_evaluated(run):
+def test_an_evaluation_isolates_frames_that_cannot_be_evaluated(run):
     _, data, result = run
     good = data.subset("test")
-    broken = good[0].atoms.copy()
-    broken.numbers[0] = 92
-    frames = [good[0].with_(atoms=broken, material="U?"), *good]
-    found = assess(load_model(result.checkpoint), frames)
+    unknown, close = good[0].atoms.copy(), good[0].atoms.copy()
+    unknown.numbers[0] = 92
+    close.positions[1] = close.positions[0] + 1e-4
+    frames = [good[0].with_(atoms=unknown, material="U?"), good[0].with_(atoms=close, material="close"), *good]
+    found = predict_frames(load_model(result.checkpoint), frames)
     assert [frame.name for frame in found.frames] == [frame.name for frame in good]
-    assert len(found.failures) == 1
-    assert "U" in found.failures[0][1]
-    with pytest.raises(EvaluationError, match="None of the 1 frames"):
-        assess(load_model(result.checkpoint), frames[:1])
+    assert [problem.kind for problem in found.problems] == ["unknown_element", "failed"]
+    assert "U" in found.problems[0].reason
+    with pytest.raises(EvaluationError, match="None of the 1 frames") as caught:
+        predict_frames(load_model(result.checkpoint), frames[:1])
+    assert "elements" in caught.value.hint
 
 
-def test_assess_refuses_what_was_not_trained(run, tmp_path):
+def test_an_evaluation_refuses_what_was_not_trained(run, tmp_path):
     _, data, _ = run
     electronic = train(tiny_config(run={"epochs": 1}), tmp_path, dataset=data, figures=False)
     model = load_model(electronic.checkpoint)
+    frames = data.subset("test")
     with pytest.raises(CapabilityError, match="forces"):
-        assess(model, data.subset("test"), labels=("forces",))
+        predict_frames(model, frames, labels=("forces",))
     with pytest.raises(EvaluationError, match="has a label"):
-        assess(model, [frame.with_(labels={}) for frame in data.subset("test")])
+        predict_frames(model, [frame.with_(labels={}) for frame in frames])
+    only = [frame.with_(labels={"polarization": frame.labels["polarization"]}) for frame in frames]
+    with pytest.raises(EvaluationError, match="they hold polarization") as caught:
+        predict_frames(model, only)
+    assert "--label polarization" in caught.value.hint
+    assert predict_frames(model, only, labels=("polarization",)).labels == ("polarization",)
 
 
 def test_figures_are_drawn(run, tmp_path):

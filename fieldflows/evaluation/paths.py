@@ -1,0 +1,154 @@
+"""Spontaneous polarization along paths from a nonpolar to a polar crystal, and scores on the published branch.
+
+P_s = Σ_i [f_i(polar) − f_i(nonpolar)] a_i(polar)/Ω(polar), with the fractions f_i of the quanta e a_i/Ω along each
+frame's own lattice vectors.  A model's polarization is single valued and continuous, so that its fractions are taken
+as they are; those of the labels were put on one branch when the dataset was built.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fieldflows.datasets.paths import N_FRAMES, polarization_of
+from fieldflows.evaluation.statistics import quantity_evaluation
+from fieldflows.physics.polarization import fold_polarization
+from fieldflows.schemas.evaluation import PathEvaluation, QuantityEvaluation
+from fieldflows.training.metrics import FloatArray, Predictions
+from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
+
+if TYPE_CHECKING:
+    from fieldflows.datasets.frame import LabeledFrame
+
+UNIT = "µC/cm²"
+
+
+def polarization_fractions(polarization: ArrayLike, cell: ArrayLike) -> FloatArray:
+    """Return f with P = Σ_i f_i e a_i/Ω, (3,), dimensionless.
+
+    Args:
+        polarization: (3,) in e/Å².
+        cell: (3, 3) lattice vectors as rows, in Å.
+    """
+    matrix = np.asarray(cell, dtype=float)
+    return np.asarray(polarization, dtype=float) @ np.linalg.inv(matrix) * abs(float(np.linalg.det(matrix)))
+
+
+def spontaneous_polarization(
+    polar: ArrayLike, polar_cell: ArrayLike, nonpolar: ArrayLike, nonpolar_cell: ArrayLike
+) -> FloatArray:
+    """Return P_s of a path from the polarization at its ends, (3,) in e/Å², in the frame of the polar end.
+
+    Each polarization is taken apart in its own cell, since the ends differ by strain, and may by a rotation.
+
+    Args:
+        polar: (3,) P at the polar end, e/Å².
+        polar_cell: (3, 3) its lattice vectors as rows, Å.
+        nonpolar: (3,) P at the nonpolar end, e/Å².
+        nonpolar_cell: (3, 3) its lattice vectors as rows, Å.
+    """
+    change = polarization_fractions(polar, polar_cell) - polarization_fractions(nonpolar, nonpolar_cell)
+    return polarization_of(change, np.asarray(polar_cell, dtype=float))
+
+
+def path_key(frame: LabeledFrame) -> tuple[str, str] | None:
+    """Return source and identifier of the path that a frame belongs to, or None if it belongs to none."""
+    if "wfid" not in frame.extra or "path_index" not in frame.extra:
+        return None
+    return frame.source, str(frame.extra["wfid"])
+
+
+def evaluate_paths(frames: Sequence[LabeledFrame], predictions: Predictions) -> tuple[list[PathEvaluation], list[str]]:
+    """Return P_s of labels and model for every path, and the names of paths that lack an end.
+
+    Args:
+        frames: Frames of any kind; those of paths carry ``wfid`` and ``path_index`` in ``extra``.
+        predictions: One mapping per frame, internal units.
+    """
+    groups: dict[tuple[str, str], dict[int, tuple[LabeledFrame, Any]]] = defaultdict(dict)
+    for frame, prediction in zip(frames, predictions, strict=True):
+        key = path_key(frame)
+        if key is not None and "polarization" in frame.labels and "polarization" in prediction:
+            groups[key][int(frame.extra["path_index"])] = (frame, prediction["polarization"])
+    complete, incomplete = [], []
+    for (source, wfid), members in groups.items():
+        if {0, N_FRAMES - 1} <= set(members):
+            complete.append(_path(source, wfid, *members[N_FRAMES - 1], *members[0]))
+        else:
+            incomplete.append(f"{source}:{wfid}")
+    return complete, incomplete
+
+
+def _path(
+    source: str, wfid: str, polar: LabeledFrame, at_polar: FloatArray, nonpolar: LabeledFrame, at_nonpolar: FloatArray
+) -> PathEvaluation:
+    cells = np.array(polar.atoms.cell[:]), np.array(nonpolar.atoms.cell[:])
+    label = spontaneous_polarization(polar.labels["polarization"], cells[0], nonpolar.labels["polarization"], cells[1])
+    predicted = spontaneous_polarization(at_polar, cells[0], at_nonpolar, cells[1])
+    folded = fold_polarization(predicted - label, cells[0])
+    scale = E_PER_A2_TO_UC_PER_CM2
+    return PathEvaluation(
+        path=wfid,
+        split=polar.split or "",
+        material=polar.material,
+        source=source,
+        polar=str(polar.extra.get("polar_mpid", "")),
+        nonpolar=str(polar.extra.get("nonpolar_mpid", "")),
+        label=tuple(label * scale),
+        predicted=tuple(predicted * scale),
+        label_norm=float(np.linalg.norm(label)) * scale,
+        predicted_norm=float(np.linalg.norm(predicted)) * scale,
+        distance=float(np.linalg.norm(predicted - label)) * scale,
+        folded_distance=float(np.linalg.norm(folded)) * scale,
+    )
+
+
+def path_quantities(paths: Sequence[PathEvaluation]) -> dict[str, QuantityEvaluation]:
+    """Return the errors of |P_s| and of the vector P_s over paths, beside predicting zero."""
+    if not paths:
+        return {}
+    label, predicted = (np.array([getattr(path, name) for path in paths]) for name in ("label", "predicted"))
+    norms = tuple(np.linalg.norm(value, axis=1) for value in (label, predicted))
+    zero = np.zeros(len(paths))
+    return {
+        "spontaneous_polarization_norm": quantity_evaluation(
+            "|P_s|", UNIT, *norms, {"zero": (norms[0], zero)}, len(paths)
+        ),
+        "spontaneous_polarization": quantity_evaluation(
+            "P_s",
+            UNIT,
+            label.ravel(),
+            predicted.ravel(),
+            {"zero": (label.ravel(), 0 * label.ravel())},
+            len(paths),
+            True,
+        ),
+    }
+
+
+def raw_quantity(frames: Sequence[LabeledFrame], predictions: Predictions) -> dict[str, QuantityEvaluation]:
+    """Return the errors against polarizations as published, modulo quanta, where frames carry them.
+
+    The branch of the published values is that of the nonpolar end, which is half a quantum off zero in some paths
+    although symmetry makes any single-valued model zero there: what remains of a perfect model is this offset.
+    """
+    reference, predicted, zero = [], [], []
+    for frame, prediction in zip(frames, predictions, strict=True):
+        raw = frame.extra.get("polarization_raw")
+        if raw is None or "polarization" not in prediction:
+            continue
+        label, cell = np.asarray(raw, dtype=float), np.array(frame.atoms.cell[:])
+        reference.append(label)
+        predicted.append(label + fold_polarization(prediction["polarization"] - label, cell))
+        zero.append(label + fold_polarization(-label, cell))
+    if not reference:
+        return {}
+    arrays = [np.concatenate(values) * E_PER_A2_TO_UC_PER_CM2 for values in (reference, predicted, zero)]
+    record = quantity_evaluation(
+        "P (as published)", UNIT, arrays[0], arrays[1], {"zero": (arrays[0], arrays[2])}, len(reference), True
+    )
+    return {"polarization_raw": record}
