@@ -3,18 +3,17 @@
 Everything random depends on the seed and on counters (epoch, step), never on a running generator.  Together with
 weights, moments, average and the position inside the epoch, which the state holds, a run that was killed at any
 moment goes on to bitwise the same result as an uninterrupted one, on the same machine with the same number of
-threads.  What depends on the clock (``run.max_minutes`` that is reached, ``optimizer.sized_by: minutes``) is exempt.
+threads and processes.  With another number of processes the result is the same to rounding.  What depends on the
+clock (``run.max_minutes`` that is reached, ``optimizer.sized_by: minutes``) is exempt.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,27 +21,28 @@ import torch
 
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.errors import SettingsError, TrainingError
-from fieldflows.training.chemistry import Sharing
 from fieldflows.training.config import TrainingConfig
-from fieldflows.training.data import Batch, make_batch
-from fieldflows.training.ema import MovingAverage, copy_into
-from fieldflows.training.evaluation import Interrupted, predict
-from fieldflows.training.losses import displaced, random_directions
+from fieldflows.training.distributed import Ranks, joined
+from fieldflows.training.evaluation import Interrupted
+from fieldflows.training.learner import Learner
+from fieldflows.training.logs import LOG_NAME, RunLog, writing
 from fieldflows.training.metrics import evaluate_metrics, summary
-from fieldflows.training.optimize import Schedule, make_optimizer, optimizer_tensors, restore_optimizer
 from fieldflows.training.process import locked, stop_signals, threads_set_to
-from fieldflows.training.response import directional_response, full_response
 from fieldflows.training.result import Reporter, Status, TrainingResult
-from fieldflows.training.sampler import BatchLimits, epoch_batches
-from fieldflows.training.setup import Setup, load_dataset, prepare
-from fieldflows.training.state import TrainingState, clear_states, load_state, save_state
+from fieldflows.training.sampler import epoch_batches
+from fieldflows.training.setup import SPLITS, Setup, load_dataset, prepare
+from fieldflows.training.state import TrainingState, clear_states, deserialize, load_state, save_state, serialize
+from fieldflows.training.step import Diverged, Stepper, effective_limits, memory_limits
+from fieldflows.training.stopping import Judge
 from fieldflows.training.symmetry import describe
+from fieldflows.training.together import predict_together
 
 if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
 
+__all__ = ["CONFIG_NAME", "LOG_NAME", "Trainer", "train"]
+
 CONFIG_NAME = "config.yaml"
-LOG_NAME = "log.jsonl"
 
 
 def train(
@@ -56,6 +56,8 @@ def train(
 ) -> TrainingResult:
     """Train a network and write checkpoint and report into a directory; goes on where an earlier run stopped.
 
+    Started by torchrun, it trains together with the other processes; the first of them writes the files.
+
     Args:
         config: The configuration.
         directory: The run directory.  If it holds the state of a run with the same configuration and dataset, that
@@ -63,27 +65,40 @@ def train(
         dataset: The labeled frames; loaded or built as the configuration says by default.
         fresh: Forget an earlier run.
         figures: Draw learning curves and parity plots.
-        reporter: Told about the progress.
+        reporter: Told about the progress, by the first process.
 
     Raises:
-        TrainingError: If the directory is in use, holds another run, or the loss is not finite.
+        TrainingError: If the directory is in use, holds another run, or the loss is not finite; on all processes if
+            on one.
         SettingsError: If a setting does not fit the data or the machine.
     """
     directory = Path(directory)
-    reporter = reporter or Reporter()
     if config.run.device != "cpu" and not torch.cuda.is_available():
         raise SettingsError(f"run.device is {config.run.device!r}, but torch sees no GPU.", "Set run.device: cpu.")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"Cannot use {directory} as run directory: {error.strerror}.") from error
-    with locked(directory), threads_set_to(config.run.threads):
+    with joined(config.run.device, config.run.ranks_timeout) as ranks, ranks.together(), ExitStack() as stack:
+        if ranks.leader:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(f"Cannot use {directory} as run directory: {error.strerror}.") from error
+            stack.enter_context(locked(directory))
+        stack.enter_context(threads_set_to(config.run.threads))
         data = dataset or load_dataset(config)
-        if fresh:
+        if fresh and ranks.leader:
             clear_states(directory)
-        setup = prepare(config, {split: data.subset(split) for split in ("train", "valid", "test")})
-        trainer = Trainer(config, directory, setup, data.digest, reporter)
+        _agree(ranks, data.digest, config.digest)
+        setup = prepare(config, {split: data.subset(split) for split in SPLITS})
+        trainer = Trainer(config, directory, setup, data.digest, reporter or Reporter(), ranks)
         return trainer.run(figures)
+
+
+def _agree(ranks: Ranks, *digests: str) -> None:
+    """Raise an error unless all processes have the same data and settings."""
+    numbers = [float(int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)) for digest in digests]
+    found = ranks.exchange(numbers)
+    for what, column in zip(("dataset", "configuration"), found.T, strict=True):
+        if len(set(column)) > 1:
+            raise TrainingError(f"The processes were given another {what} each.", "Start all with the same command.")
 
 
 class Trainer:
@@ -95,46 +110,49 @@ class Trainer:
         setup: Network, frames and loss.
         dataset_digest: Digest of the dataset.
         reporter: Told about the progress.
+        ranks: The processes that train together.
     """
 
     def __init__(
-        self, config: TrainingConfig, directory: Path, setup: Setup, dataset_digest: str, reporter: Reporter
+        self,
+        config: TrainingConfig,
+        directory: Path,
+        setup: Setup,
+        dataset_digest: str,
+        reporter: Reporter,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.directory = directory
         self.setup = setup
-        self.reporter = reporter
-        self.network = setup.network
+        self.ranks = ranks or Ranks()
+        self.reporter = reporter if self.ranks.leader else Reporter()
         self.evaluator = fastest(setup.network)
-        self.parameters = setup.parameters
-        self.optimizer = make_optimizer(self.parameters, config.optimizer)
-        self.schedule = Schedule(config.optimizer)
-        strength, similarity = config.optimizer.element_sharing, config.model.element_similarity
-        self.sharing = Sharing(self.network, strength, similarity) if strength and similarity else None
-        self.average = MovingAverage(self.parameters, config.run.ema_decay) if config.run.ema_decay else None
         run = config.run
-        self.limits = BatchLimits(run.batch_structures, run.batch_atoms, run.batch_edges)
-        self.costs = [frame.cost for frame in setup.frames["train"]]
-        self.batches_per_epoch = len(epoch_batches(self.costs, self.limits, run.seed, 0))
+        self.learner = Learner(config, setup)
+        self.steps = Stepper(config, setup, self.evaluator, self.ranks, self.reporter.message)
+        self.limits = effective_limits(run)
+        self.portions = self.limits.tightened(memory_limits(run))
+        self.batches_per_epoch = len(self._batches(0))
+        judged = setup.frames["valid"] or setup.frames["train"]
+        self.judge = Judge(run, [key for key in setup.labels if any(key in frame.labels for frame in judged)])
+        self.log = RunLog(directory, setup.labels, self.ranks.leader, run.tensorboard)
         self.state = TrainingState(config.digest, dataset_digest, best={"score": math.inf, "epoch": None, "waited": 0})
-        self.best: dict[str, torch.Tensor] = {}
         self.stop_requested = False
         self._resumed_at = 0.0
         self._started = 0.0
+        self._clock = 0.0
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
     def run(self, figures: bool = True) -> TrainingResult:
         """Train until an end is reached, then write the report, with or without figures."""
         self._restore()
-        self._write_config()
         symmetry = self.setup.symmetry()
-        self._log_event("resume" if self.state.step else "start", step=self.state.step, symmetry=symmetry)
-        for split, found in symmetry.items():
-            self.reporter.message(f"{split}: {describe(found)}.")
+        self._describe("resume" if self.state.step else "start", symmetry)
         self._resumed_at, self._started = self.state.seconds, time.monotonic()
         self._saved_at = time.monotonic()
-        with stop_signals(self._request_stop):
+        with stop_signals(self._request_stop, insist=self.ranks.size == 1):
             self.reporter.start(self.setup, self.state, self.batches_per_epoch, self.config.run.epochs)
             try:
                 status = self._epochs()
@@ -143,21 +161,21 @@ class Trainer:
             self._save()
             if status == "interrupted":
                 self.reporter.message(f"Stopped at step {self.state.step}; the state is saved, resume to go on.")
-                self._log_event("interrupted", step=self.state.step)
+                self.log.event("interrupted", step=self.state.step)
+                self.log.close()
                 return self._result(status)
         return self._finish(status, figures)
 
     def _epochs(self) -> Status:
         run, state = self.config.run, self.state
         while state.epoch < run.epochs:
-            if run.patience is not None and state.best["waited"] >= run.patience:
+            if self.judge.exhausted(state):
                 return "patience"
-            batches = epoch_batches(self.costs, self.limits, run.seed, state.epoch)
+            batches = self._batches(state.epoch)
             while state.batch < len(batches):
-                if self.stop_requested:
-                    return "interrupted"
-                if run.max_minutes is not None and self._elapsed() >= 60 * run.max_minutes:
-                    return "time"
+                stop = self._meet()
+                if stop is not None:
+                    return stop
                 self._step(batches[state.batch], len(batches))
                 due = time.monotonic() - self._saved_at >= run.checkpoint_seconds
                 if due or (run.checkpoint_steps is not None and state.step % run.checkpoint_steps == 0):
@@ -165,53 +183,36 @@ class Trainer:
             self._end_epoch()
         return "epochs"
 
-    def _step(self, indices: list[int], n_batches: int) -> None:
-        run, state = self.config.run, self.state
-        frames = [self.setup.frames["train"][i] for i in indices]
-        batch = make_batch(frames, self.setup.labels, run.device)
-        if run.position_noise > 0:
-            batch = replace(batch, graph=displaced(batch.graph, run.position_noise, run.seed, state.step))
-        rate = self.schedule.learning_rate(state.step, self._progress(n_batches))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self._loss(batch)
-        if not torch.isfinite(loss):
-            raise self._diverged(batch, "loss")
-        loss.backward(inputs=list(self.parameters.values()))
-        norm = torch.nn.utils.clip_grad_norm_(
-            list(self.parameters.values()), self.config.optimizer.clip_norm or math.inf, error_if_nonfinite=False
-        )
-        if not torch.isfinite(norm):
-            raise self._diverged(batch, "gradient")
-        self.optimizer.step()
-        if self.sharing is not None:
-            self.sharing.apply(rate)
-        state.step += 1
-        state.batch += 1
-        state.learning_rate = rate
-        if self.average is not None:
-            self.average.update(state.step)
-        value = float(loss.detach())
-        for key, part in {"loss": loss, **parts}.items():
-            state.sums[key] = state.sums.get(key, 0.0) + float(part.detach())
-            state.sums[f"{key}/count"] = state.sums.get(f"{key}/count", 0.0) + 1
-        self._log_event("step", step=state.step, epoch=state.epoch, loss=value, rate=rate, gradient_norm=float(norm))
-        self.reporter.step(state, value, rate)
+    def _batches(self, epoch: int) -> list[list[int]]:
+        run = self.config.run
+        return epoch_batches(self.steps.costs, self.limits, run.seed, epoch, mixed=run.batching == "mixed")
 
-    def _loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        directions = None
-        if self.config.loss.directions == "random":
-            seed, like = self.config.run.seed, batch.graph["positions"]
-            directions = random_directions(batch.n_graphs, seed, self.state.step, like)
-            predictions = directional_response(self.evaluator, batch, directions)
-        else:
-            predictions = full_response(self.evaluator, batch, create_graph=True)
-        return self.setup.loss(predictions, batch, directions)
+    def _meet(self) -> Status | None:
+        """Return why all processes end now; the clock is that of the first."""
+        found = self.ranks.exchange([self.stop_requested, self._elapsed()])
+        self._clock = float(found[0, 1])
+        if found[:, 0].any():
+            return "interrupted"
+        limit = self.config.run.max_minutes
+        return "time" if limit is not None and self._clock >= 60 * limit else None
+
+    def _step(self, indices: list[int], n_batches: int) -> None:
+        state = self.state
+        rate = self.learner.schedule.learning_rate(state.step, self._progress(n_batches))
+        try:
+            found = self.steps.compute(self.steps.begin(indices, state.step))
+        except Diverged as problem:
+            raise self._diverged(problem) from None
+        self.learner.learn(found.gradients, found.norm, rate, state)
+        for key, value in {"loss": found.loss, **found.parts}.items():
+            state.sums[key] = state.sums.get(key, 0.0) + value
+            state.sums[f"{key}/count"] = state.sums.get(f"{key}/count", 0.0) + 1
+        self.log.step(state.step, state.epoch, found.loss, rate, float(found.norm))
+        self.reporter.step(state, found.loss, rate)
 
     def _progress(self, n_batches: int) -> float:
         if self.config.optimizer.sized_by == "minutes":
-            return self._elapsed() / (60 * float(self.config.run.max_minutes or math.inf))
+            return self._clock / (60 * float(self.config.run.max_minutes or math.inf))
         return (self.state.epoch + self.state.batch / max(n_batches, 1)) / self.config.run.epochs
 
     def _end_epoch(self) -> None:
@@ -220,11 +221,12 @@ class Trainer:
         if last or (state.epoch + 1) % run.eval_interval == 0:
             record = self._evaluate(float(state.epoch + 1))
             state.history.append(record)
-            self.schedule.observe(record["score"])
+            self.learner.schedule.observe(record["score"])
+            self.judge.observe(record["valid"] or record["train"], state)
             state.best["waited"] += 1
             if record["score"] < state.best["score"]:
                 state.best = {"score": record["score"], "epoch": record["epoch"], "waited": 0}
-                self.best = {k: v.detach().clone() for k, v in self._evaluated_weights().items()}
+                self.learner.keep_best()
                 self._export(unfinished=True)
         state.epoch += 1
         state.batch = 0
@@ -234,6 +236,7 @@ class Trainer:
     def _evaluate(self, epoch: float) -> dict[str, Any]:
         """Return the record of an evaluation of the (averaged) weights on the validation frames."""
         state = self.state
+        self._compare_weights()
         means = {k: state.sums[k] / state.sums[f"{k}/count"] for k in state.sums if not k.endswith("/count")}
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -243,18 +246,13 @@ class Trainer:
             "train": means,
             "valid": {},
             "metrics": {},
-            "score": means.get("loss", math.inf),
+            "score": self.judge.score(means, means["loss"]) if means else math.inf,
         }
-        frames = self.setup.frames["valid"]
+        frames, labels, loss = self.setup.frames["valid"], self.setup.labels, self.setup.loss
         if frames:
-            with self._averaged():
-                predictions, parts = predict(
-                    self.evaluator,
-                    frames,
-                    self.setup.labels,
-                    self.limits,
-                    self.setup.loss,
-                    should_stop=lambda: self.stop_requested,
+            with self.learner.averaged():
+                predictions, parts = predict_together(
+                    self.ranks, self.evaluator, frames, labels, self.portions, loss, lambda: self.stop_requested
                 )
             total = sum(parts.values())
             if not math.isfinite(total):
@@ -264,95 +262,106 @@ class Trainer:
                 )
             record["valid"] = {"loss": total, **parts}
             record["metrics"] = evaluate_metrics(frames, predictions)
-            record["score"] = total
-        self._log_event("evaluation", **record)
+            record["score"] = self.judge.score(parts, total)
+        self.log.evaluation(record)
         self.reporter.evaluation(record, summary(record["metrics"]))
         return record
+
+    def _compare_weights(self) -> None:
+        """Raise an error if the weights of the processes are no longer the same."""
+        if self.ranks.size == 1:
+            return
+        with torch.no_grad():
+            values = torch.stack([weight.double().abs().sum() for weight in self.setup.parameters.values()])
+        found = self.ranks.exchange([float(values.sum())])[:, 0]
+        if not abs(found - found[0]).max() <= 1e-5 * abs(found[0]):
+            raise TrainingError(
+                f"The weights of the processes have drifted apart at step {self.state.step}.",
+                "Resume from the last state, on machines with the same software.",
+            )
 
     def _finish(self, status: Status, figures: bool) -> TrainingResult:
         """Put the best weights in, evaluate them on every split, and write checkpoint and report."""
         from fieldflows.training.report import write_report
 
-        state = self.state
-        if state.batch or not self.best:
+        state, setup = self.state, self.setup
+        self.stop_requested = False
+        if state.batch or not self.learner.best:
             record = self._evaluate(state.epoch + state.batch / max(self.batches_per_epoch, 1))
-            if record["score"] < state.best["score"] or not self.best:
+            if record["score"] < state.best["score"] or not self.learner.best:
                 state.best = {"score": record["score"], "epoch": record["epoch"], "waited": 0}
-                self.best = {k: v.detach().clone() for k, v in self._evaluated_weights().items()}
+                self.learner.keep_best()
             if state.batch:
                 state.history.append(record)
-        copy_into(self.parameters, self.best)
+        self.learner.use_best()
         result = self._result(status)
-        write_report(self.config, self.setup, self.limits, state, result, self.reporter.message, figures)
-        self._log_event("end", status=status, step=state.step, checkpoint=result.sha256)
+        predictions = {
+            split: predict_together(self.ranks, self.evaluator, frames, setup.labels, self.portions)[0]
+            for split, frames in setup.frames.items()
+            if frames
+        }
+        self.ranks.release()
+        if self.ranks.leader:
+            with writing(self.directory):
+                write_report(
+                    self.config, setup, self.portions, state, result, self.reporter.message, figures, predictions
+                )
+            self.log.event("end", status=status, step=state.step, checkpoint=result.sha256)
+            self.log.remark(f"ended by: {status}; best at epoch {state.best['epoch']:g}")
+        self.log.close()
         return result
 
     def _request_stop(self) -> bool:
         first, self.stop_requested = not self.stop_requested, True
         return first
 
-    # ---- weights -------------------------------------------------------------------------------------------------
-
-    def _evaluated_weights(self) -> dict[str, torch.Tensor]:
-        return self.average.average if self.average is not None else dict(self.parameters)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self.average is None:
-            yield
-        else:
-            with self.average.applied():
-                yield
+    # ---- state ---------------------------------------------------------------------------------------------------
 
     def _export(self, unfinished: bool) -> None:
         """Write the evaluated weights as a checkpoint that can be used while the run goes on."""
         from fieldflows.training.report import export_checkpoint
 
-        with self._averaged():
-            export_checkpoint(self.config, self.setup, self.state, self.directory, {}, unfinished=unfinished)
-
-    # ---- state ---------------------------------------------------------------------------------------------------
+        if self.ranks.leader:
+            with self.learner.averaged():
+                export_checkpoint(self.config, self.setup, self.state, self.directory, {}, unfinished=unfinished)
 
     def _restore(self) -> None:
-        state = load_state(self.directory)
-        if state is None:
-            (self.directory / LOG_NAME).unlink(missing_ok=True)
-            return
+        """Put the state of an earlier run in, and the weights of the first process on all."""
+        state = load_state(self.directory) if self.ranks.leader else None
+        data = serialize(state) if state is not None and self.ranks.size > 1 else b""
+        self.ranks.exchange()
+        data = self.ranks.share(data)
+        self.ranks.share_tensors(list(self.setup.network.parameters()))
+        if not self.ranks.leader and data:
+            state = deserialize(data)
+        if state is not None:
+            self._check(state)
+            self.state = state
+            self.learner.adopt(state, self.config.run.device)
+            self.reporter.message(f"Going on at epoch {state.epoch}, step {state.step}.")
+        self.log.begin(self.state.step, self.state.log_bytes, self.state.history)
+
+    def _check(self, state: TrainingState) -> None:
+        """Raise an error if a state belongs to another run."""
         found = (state.config_digest, state.dataset_digest)
-        if found != (self.state.config_digest, self.state.dataset_digest):
-            what = "configuration" if found[0] != self.state.config_digest else "dataset"
-            advice = "Resume with the settings of that run, choose another --out, or start again with --fresh."
-            if found[0] == self.config.without_symmetry().digest:
-                advice = "That run did not know run.symmetry, or had it off: set it to false to go on. " + advice
-            raise TrainingError(
-                f"{self.directory} holds a run with another {what} (see {self.directory / CONFIG_NAME}).", advice
-            )
-        self.state = state
-        copy_into(self.parameters, state.part("model"))
-        restore_optimizer(self.optimizer, self.parameters, state.part("optimizer"))
-        if self.average is not None:
-            self.average.average = {k: v.to(self.config.run.device) for k, v in state.part("average").items()}
-        self.best = {k: v.to(self.config.run.device) for k, v in state.part("best").items()}
-        self.schedule.restore(state.schedule)
-        state.tensors = {}
-        log = self.directory / LOG_NAME
-        if log.exists() and log.stat().st_size > state.log_bytes:
-            os.truncate(log, state.log_bytes)
-        self.reporter.message(f"Going on at epoch {state.epoch}, step {state.step}.")
+        if found == (self.state.config_digest, self.state.dataset_digest):
+            return
+        what = "configuration" if found[0] != self.state.config_digest else "dataset"
+        advice = "Resume with the settings of that run, choose another --out, or start again with --fresh."
+        if found[0] == self.config.without_symmetry().digest:
+            advice = "That run did not know run.symmetry, or had it off: set it to false to go on. " + advice
+        raise TrainingError(
+            f"{self.directory} holds a run with another {what} (see {self.directory / CONFIG_NAME}).", advice
+        )
 
     def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        if not self.ranks.leader:
+            return
         state = self.state
         state.seconds = self._elapsed()
-        state.schedule = self.schedule.state()
-        log = self.directory / LOG_NAME
-        state.log_bytes = log.stat().st_size if log.exists() else 0
-        parts: dict[str, dict[str, torch.Tensor]] = {
-            "model": dict(self.parameters),
-            "average": self.average.average if self.average is not None else {},
-            "best": self.best,
-            "optimizer": optimizer_tensors(self.optimizer, self.parameters),
-        }
-        state.tensors = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        state.log_bytes = self.log.size
+        self.learner.fill(state)
         save_state(self.directory, state)
         state.tensors = {}
         self._saved_at = time.monotonic()
@@ -378,30 +387,24 @@ class Trainer:
 
     # ---- surroundings --------------------------------------------------------------------------------------------
 
-    def _write_config(self) -> None:
-        path = self.directory / CONFIG_NAME
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(self.config.to_yaml(), encoding="utf-8")
-        os.replace(temporary, path)
+    def _describe(self, event: str, symmetry: dict[str, dict[str, Any]]) -> None:
+        """Write down what starts: the configuration, the processes, and what became of the frames."""
+        if self.ranks.leader:
+            path = self.directory / CONFIG_NAME
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            with writing(path):
+                temporary.write_text(self.config.to_yaml(), encoding="utf-8")
+                os.replace(temporary, path)
+        self.log.event(event, step=self.state.step, symmetry=symmetry, processes=self.ranks.size)
+        for split, found in symmetry.items():
+            self.reporter.message(f"{split}: {describe(found)}.")
 
-    def _log_event(self, event: str, **values: Any) -> None:
-        with (self.directory / LOG_NAME).open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"event": event, **values}) + "\n")
-
-    def _diverged(self, batch: Batch, what: str) -> TrainingError:
+    def _diverged(self, problem: Diverged) -> TrainingError:
         """Return the error that names the frames of a batch whose own loss or gradient is not finite."""
-        culprits = []
-        frames = {frame.name: frame for frame in self.setup.frames["train"]}
-        for name in batch.names:
-            self.optimizer.zero_grad(set_to_none=True)
-            loss, _ = self._loss(make_batch([frames[name]], self.setup.labels, self.config.run.device))
-            loss.backward(inputs=list(self.parameters.values()))
-            norms = [p.grad.norm() for p in self.parameters.values() if p.grad is not None]
-            if not torch.isfinite(loss) or not torch.isfinite(torch.stack(norms).norm()):
-                culprits.append(name)
-        self._log_event("diverged", step=self.state.step, frames=culprits or list(batch.names))
+        state = self.state
+        self.log.event("diverged", step=state.step, frames=problem.frames or problem.members)
         return TrainingError(
-            f"The {what} is not finite at step {self.state.step + 1}, epoch {self.state.epoch}: "
-            f"{', '.join(culprits) or 'one of ' + ', '.join(batch.names)}.",
+            f"The {problem.what} is not finite at step {state.step + 1}, epoch {state.epoch}: "
+            f"{', '.join(problem.frames) or 'one of ' + ', '.join(problem.members)}.",
             f"Check these frames, or lower optimizer.learning_rate; the last good state is kept in {self.directory}.",
         )

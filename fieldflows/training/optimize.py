@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,20 +17,38 @@ def decays(name: str) -> bool:
     return inside and ("linear." in name or "symmetric_contractions" in name) and not name.endswith("bias")
 
 
-def make_optimizer(parameters: dict[str, torch.nn.Parameter], settings: OptimizerSection) -> torch.optim.Optimizer:
+def make_optimizer(
+    parameters: dict[str, torch.nn.Parameter],
+    settings: OptimizerSection,
+    factors: Mapping[str, float] | None = None,
+) -> torch.optim.Optimizer:
     """Return the optimizer; weight decay acts on the interaction and product blocks alone.
 
     The fused form reads and writes each weight and moment once per step: with many elements and channels the other
     forms spend more time on memory than the step itself is worth.
+
+    Args:
+        parameters: Name to parameter.
+        settings: Kind and numbers.
+        factors: Name to the factor on the learning rate (see :func:`set_learning_rate`); 1 for those left out.
     """
+    members: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        factor = 1.0 if factors is None else float(factors.get(name, 1.0))
+        members.setdefault((factor, not decays(name)), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": [p for n, p in parameters.items() if decays(n)], "weight_decay": settings.weight_decay},
-        {"params": [p for n, p in parameters.items() if not decays(n)], "weight_decay": 0.0},
+        {"params": found, "weight_decay": 0.0 if free else settings.weight_decay, "factor": factor}
+        for (factor, free), found in sorted(members.items(), key=lambda item: item[0])
     ]
-    groups = [group for group in groups if group["params"]]
     if settings.kind == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     return torch.optim.Adam(groups, lr=settings.learning_rate, amsgrad=settings.kind == "amsgrad", fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in each group times its factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("factor", 1.0)
 
 
 def optimizer_tensors(

@@ -43,19 +43,20 @@ def threads_set_to(count: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def stop_signals(request: Callable[[], bool]) -> Iterator[None]:
+def stop_signals(request: Callable[[], bool], insist: bool = True) -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into requests to stop, inside the block and in the main thread only.
 
     Args:
-        request: Called at each signal; returns whether it is the first request.  A second Ctrl-C is a
-            ``KeyboardInterrupt`` as usual.
+        request: Called at each signal; returns whether it is the first request.
+        insist: Whether a second Ctrl-C is a ``KeyboardInterrupt`` as usual.  Not for one of several processes, which
+            may get the signal from the terminal and again from what has started it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: object) -> None:
-        if not request() and number == signal.SIGINT:
+        if not request() and number == signal.SIGINT and insist:
             raise KeyboardInterrupt
 
     before: dict[int, Any] = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}

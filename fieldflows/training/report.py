@@ -40,20 +40,23 @@ def write_report(
     result: TrainingResult,
     tell: Callable[[str], None],
     figures: bool = True,
+    predictions: dict[str, Predictions] | None = None,
 ) -> None:
     """Evaluate the network on every split and write everything into the run directory; completes ``result``.
 
-    Files: model.safetensors, metrics.json, learning_curves.png, parity_<quantity>.png, README.md.
+    Files: model.safetensors, metrics.json, learning_curves.png, parity_<quantity>.png, README.md.  Predictions that
+    are given, by split, are not computed again.
     """
     directory = result.directory
-    predictions: dict[str, Predictions] = {}
+    predictions = dict(predictions or {})
     trivial = TrivialPredictor(setup.frames["train"], setup.baselines())
     evaluator = fastest(setup.network)
     for split in SPLITS:
         frames = setup.frames[split]
         if not frames:
             continue
-        predictions[split], _ = predict(evaluator, frames, setup.labels, limits)
+        if split not in predictions:
+            predictions[split], _ = predict(evaluator, frames, setup.labels, limits)
         result.metrics[split] = evaluate_metrics(frames, predictions[split])
         result.baselines[split] = evaluate_metrics(frames, restrict([trivial.predict(f) for f in frames], setup.labels))
         tell(f"{split} ({len(frames)} frames): {summary(result.metrics[split])}")

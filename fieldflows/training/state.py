@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class TrainingState:
         schedule: State of the learning rate.
         best: Score, epoch and evaluations since then of the best validation so far.
         history: One record per evaluation.
+        watched: Observable to its best validation loss and the evaluations since then.
+        averaged: Steps that are in the plain mean of the weights.
         log_bytes: Length of the log file that belongs to this state.
         tensors: ``model/...``, ``average/...``, ``best/...`` and ``optimizer/...``.
     """
@@ -58,6 +61,8 @@ class TrainingState:
     schedule: dict[str, float] = field(default_factory=dict)
     best: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    watched: dict[str, dict[str, float]] = field(default_factory=dict)
+    averaged: int = 0
     log_bytes: int = 0
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -67,22 +72,27 @@ class TrainingState:
         return {name.removeprefix(start): value for name, value in self.tensors.items() if name.startswith(start)}
 
 
+def serialize(state: TrainingState) -> bytes:
+    """Return a state as the content of a safetensors file, with a hash over all of it."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.tensors.items())}
+    document = {key: value for key, value in vars(state).items() if key != "tensors"}
+    document["format_version"] = _FORMAT_VERSION
+    text = json.dumps(document, sort_keys=True)
+    return serialize_tensors(tensors, metadata={_ENTRY: text, "sha256": _hash(text, tensors)})
+
+
 def save_state(directory: Path, state: TrainingState) -> None:
     """Write the state atomically and keep the one before.
 
     Raises:
         TrainingError: If it cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(state.tensors.items())}
-    document = {key: value for key, value in vars(state).items() if key != "tensors"}
-    document["format_version"] = _FORMAT_VERSION
-    text = json.dumps(document, sort_keys=True)
-    header = {_ENTRY: text, "sha256": _hash(text, tensors)}
+    data = serialize(state)
     temporary = directory / f".{STATE_NAME}.{os.getpid()}.tmp"
     target = directory / STATE_NAME
     try:
         with temporary.open("wb") as handle:
-            handle.write(serialize_tensors(tensors, metadata=header))
+            handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
         if target.exists():
@@ -94,7 +104,8 @@ def save_state(directory: Path, state: TrainingState) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise TrainingError(
             f"Cannot write the state of the run to {target}: {error.strerror}.",
             "Free disk space or permissions, then resume: the state before is kept.",
@@ -113,7 +124,7 @@ def load_state(directory: Path) -> TrainingState | None:
         if not path.exists():
             continue
         try:
-            return _read(path)
+            return deserialize(path.read_bytes())
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -130,8 +141,12 @@ def clear_states(directory: Path) -> None:
         (directory / name).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> TrainingState:
-    data = path.read_bytes()
+def deserialize(data: bytes) -> TrainingState:
+    """Return the state that :func:`serialize` wrote.
+
+    Raises:
+        ValueError: If the data are truncated, altered, or of another format version.
+    """
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 or length > len(data) - 8:
         raise ValueError(f"truncated ({len(data)} bytes)")

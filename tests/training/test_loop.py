@@ -338,7 +338,7 @@ def test_the_course_of_the_loss_does_not_depend_on_the_reduction(tmp_path, monke
         used.append(batch.reduction)
         return respond(network, batch.graph, tuple(batch.targets), create_graph=create_graph)
 
-    monkeypatch.setattr("fieldflows.training.loop.full_response", along_axes)
+    monkeypatch.setattr("fieldflows.training.step.full_response", along_axes)
     full = train(config, tmp_path / "full", dataset=data)
     assert any(reduction is not None for reduction in used)
     for mine, theirs in zip(reduced.history, full.history, strict=True):
