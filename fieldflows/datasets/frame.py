@@ -79,6 +79,12 @@ class LabeledFrame:
         return replace(self, **changes)
 
     @property
+    def head(self) -> str | None:
+        """Head of the network that predicts it (``extra["head"]``), None if nothing says."""
+        head = self.extra.get("head")
+        return None if head is None else str(head)
+
+    @property
     def name(self) -> str:
         """Formula and origin, for messages."""
         return f"{self.material} ({self.source}:{self.source_index})"

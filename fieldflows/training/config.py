@@ -280,8 +280,9 @@ class TrainingConfig(Section):
                 raise ValueError("a head needs a name")
             if head.start_from is not None and self.model.backbone is None:
                 raise ValueError(f"heads.{name}.start_from needs model.backbone")
-            if replay is not None and replay.labels == "foundation" and self.model.backbone is None:
-                raise ValueError(f"heads.{name}.replay: labels of the foundation need model.backbone")
+            needed = replay is not None and (replay.labels == "foundation" or replay.selection == "farthest")
+            if needed and self.model.backbone is None:
+                raise ValueError(f"heads.{name}.replay needs model.backbone for its labels or its selection")
             asked = tuple(head.labels or ()) or (replay.observables if replay is not None else ())
             absent = [key for key in asked if key not in self.loss.labels]
             if absent:
