@@ -147,6 +147,8 @@ def _plan(console: Any, settings: Any, directory: Path) -> None:
         + f" in {directory}.",
         highlight=False,
     )
+    for line in [*getattr(data, "notes", ()), *setup.notes()]:
+        console.print(f"{line}.", highlight=False)
     for split, summary in setup.symmetry().items():
         console.print(f"{split}: {describe(summary)}.", highlight=False)
 

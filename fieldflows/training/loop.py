@@ -24,6 +24,7 @@ from fieldflows.errors import SettingsError, TrainingError
 from fieldflows.training.config import TrainingConfig
 from fieldflows.training.distributed import Ranks, joined
 from fieldflows.training.evaluation import Interrupted
+from fieldflows.training.groups import parameter_groups
 from fieldflows.training.learner import Learner
 from fieldflows.training.logs import LOG_NAME, RunLog, writing
 from fieldflows.training.metrics import evaluate_metrics, summary
@@ -83,7 +84,7 @@ def train(
                 raise TrainingError(f"Cannot use {directory} as run directory: {error.strerror}.") from error
             stack.enter_context(locked(directory))
         stack.enter_context(threads_set_to(config.run.threads))
-        data = dataset or load_dataset(config)
+        data = dataset or load_dataset(config, directory)
         if fresh and ranks.leader:
             clear_states(directory)
         _agree(ranks, data.digest, config.digest)
@@ -129,7 +130,8 @@ class Trainer:
         self.reporter = reporter if self.ranks.leader else Reporter()
         self.evaluator = fastest(setup.network)
         run = config.run
-        self.learner = Learner(config, setup)
+        groups = parameter_groups(setup.network, config)
+        self.learner = Learner(config, setup, {name: group.factor for group in groups for name in group.params})
         self.steps = Stepper(config, setup, self.evaluator, self.ranks, self.reporter.message)
         self.limits = effective_limits(run)
         self.portions = self.limits.tightened(memory_limits(run))
@@ -395,7 +397,10 @@ class Trainer:
             with writing(path):
                 temporary.write_text(self.config.to_yaml(), encoding="utf-8")
                 os.replace(temporary, path)
-        self.log.event(event, step=self.state.step, symmetry=symmetry, processes=self.ranks.size)
+        notes = self.setup.notes()
+        self.log.event(event, step=self.state.step, symmetry=symmetry, processes=self.ranks.size, notes=notes)
+        for line in notes:
+            self.reporter.message(f"{line}.")
         for split, found in symmetry.items():
             self.reporter.message(f"{split}: {describe(found)}.")
 

@@ -58,7 +58,9 @@ def write_report(
         if split not in predictions:
             predictions[split], _ = predict(evaluator, frames, setup.labels, limits)
         result.metrics[split] = evaluate_metrics(frames, predictions[split])
-        result.baselines[split] = evaluate_metrics(frames, restrict([trivial.predict(f) for f in frames], setup.labels))
+        # energies by the atomic energies of the head of each frame
+        guesses = [{**trivial.predict(frame), "energy": np.array(frame.baseline)} for frame in frames]
+        result.baselines[split] = evaluate_metrics(frames, restrict(guesses, setup.labels))
         tell(f"{split} ({len(frames)} frames): {summary(result.metrics[split])}")
     result.checkpoint = directory / CHECKPOINT_NAME
     result.sha256 = export_checkpoint(config, setup, state, directory, result.metrics)
@@ -132,9 +134,15 @@ def export_checkpoint(
 def portable_configuration(config: TrainingConfig) -> dict[str, Any]:
     """Return the configuration with the names of files in place of their paths, which mean nothing elsewhere."""
     values = config.model_dump(mode="json")
-    for section, key in (("dataset", "config"), ("dataset", "path"), ("model", "backbone")):
-        if values[section].get(key):
-            values[section][key] = Path(values[section][key]).name
+    places = [values["model"], values["dataset"]]
+    for head in values["heads"].values():
+        places += [head["dataset"], head["replay"], (head["replay"] or {}).get("dataset")]
+    for section in places:
+        for key in ("config", "path", "backbone"):
+            if section and section.get(key):
+                section[key] = Path(section[key]).name
+    if not values["heads"]:
+        del values["heads"]
     return values
 
 

@@ -79,6 +79,22 @@ class Setup:
         found = {split: summarize([frame.outcome for frame in frames]) for split, frames in self.frames.items()}
         return {split: summary for split, summary in found.items() if summary}
 
+    def notes(self) -> list[str]:
+        """Return what to tell at the start: frames by head, what is frozen, weights and scales with their units."""
+        heads = sorted({frame.head for frames in self.frames.values() for frame in frames if frame.head is not None})
+        lines = []
+        for head in heads:
+            members = {split: [f for f in frames if f.head == head] for split, frames in self.frames.items()}
+            labels = [key for key in self.labels if any(key in f.labels for f in members["train"])]
+            counts = ", ".join(f"{split} {len(found)}" for split, found in members.items())
+            lines.append(f"head {head}: {counts} frames with {', '.join(labels)}")
+        frozen = self.provenance.get("frozen")
+        if isinstance(frozen, list):
+            values = dict(self.network.named_parameters())
+            count = sum(values[name].numel() for name in frozen)
+            lines.append(f"frozen: {count:,} of {sum(value.numel() for value in values.values()):,} parameters")
+        return lines + [f"loss of {term}" for term in self.terms]
+
     def baselines(self, head: str | None = None) -> dict[int, float]:
         """Return the atomic energies in eV by atomic number, of a head by name; the first by default."""
         config = self.network.config
@@ -146,6 +162,16 @@ def prepare(config: TrainingConfig, subsets: dict[str, Sequence[LabeledFrame]]) 
         split: _frames(config, network, subsets.get(split, ()), atomic_energies.tolist(), dtype) for split in SPLITS
     }
     labels = tuple(key for key in wanted if any(key in frame.labels for frame in frames["train"]))
+    if config.heads:
+        provenance["heads"] = {
+            name: {
+                "labels": sorted({key for f in frames["train"] if f.head == name for key in f.labels}),
+                "frames": {split: sum(f.head == name for f in found) for split, found in frames.items()},
+                "started_from": section.start_from,
+                "replay": section.replay is not None,
+            }
+            for name, section in config.heads.items()
+        }
     loss, terms = make_loss(config.loss, frames["train"])
     network = network.to(config.run.device)
     return Setup(network, frames, loss, labels, atomic_energies, provenance, tuple(terms))
