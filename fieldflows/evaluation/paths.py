@@ -112,21 +112,16 @@ def path_quantities(paths: Sequence[PathEvaluation]) -> dict[str, QuantityEvalua
     if not paths:
         return {}
     label, predicted = (np.array([getattr(path, name) for path in paths]) for name in ("label", "predicted"))
-    norms = tuple(np.linalg.norm(value, axis=1) for value in (label, predicted))
-    zero = np.zeros(len(paths))
+    norms = [np.linalg.norm(value, axis=1) for value in (label, predicted)]
+    vectors = [label.ravel(), predicted.ravel()]
     return {
-        "spontaneous_polarization_norm": quantity_evaluation(
-            "|P_s|", UNIT, *norms, {"zero": (norms[0], zero)}, len(paths)
-        ),
-        "spontaneous_polarization": quantity_evaluation(
-            "P_s",
-            UNIT,
-            label.ravel(),
-            predicted.ravel(),
-            {"zero": (label.ravel(), 0 * label.ravel())},
-            len(paths),
-            True,
-        ),
+        name: quantity_evaluation(
+            symbol, UNIT, pair[0], pair[1], {"zero": (pair[0], np.zeros_like(pair[0]))}, len(paths), pair is vectors
+        )
+        for name, symbol, pair in (
+            ("spontaneous_polarization_norm", "|P_s|", norms),
+            ("spontaneous_polarization", "P_s", vectors),
+        )
     }
 
 

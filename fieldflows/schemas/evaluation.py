@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: errors of a model on labeled frames, with those of baselines beside each of them."""
+"""What an evaluation leaves behind: errors of a model on labeled frames, those of baselines beside each of them."""
 
 from __future__ import annotations
 
