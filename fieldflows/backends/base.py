@@ -135,6 +135,7 @@ class ModelInfo:
         elements: Chemical symbols that it accepts.
         trained_labels: Observables that it was trained on, by name.
         heads: Names of the heads; the first is the default.
+        head: The head that is evaluated; "" for the default.
         cutoff: Interaction cut-off in Å.
         dtype: "float32" or "float64", of the evaluation.
         license: License of the weights.
@@ -151,6 +152,7 @@ class ModelInfo:
     dtype: str = "float64"
     license: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
+    head: str = ""
 
     @property
     def has_energy_surface(self) -> bool:
@@ -268,48 +270,57 @@ class SteppingModel(FieldModel, Protocol):
 
 
 class BackendLoader(Protocol):
-    """A callable that turns a name or path into a model; returns None if it does not recognize it."""
+    """A callable that turns a name or the path of a file into a model; returns None if it does not recognize it.
 
-    def __call__(self, name: str, *, dtype: str, device: str) -> FieldModel | None:
+    It is called with ``head`` only if a head was asked for.
+    """
+
+    def __call__(self, name: str, *, dtype: str, device: str, head: str | None = None) -> FieldModel | None:
         """Return the model of that name or path, or None."""
         ...
 
 
-_CACHE: dict[tuple[str, str, str], FieldModel] = {}
+_CACHE: dict[tuple[str, str, str, str | None], FieldModel] = {}
 
 
-def load_model(name: str | Path, *, dtype: str = "float64", device: str = "cpu") -> FieldModel:
-    """Return a model by bundled name, path of a checkpoint, or ``sha256:`` and a hash; loaded once per process.
+def load_model(name: str | Path, *, head: str | None = None, dtype: str = "float64", device: str = "cpu") -> FieldModel:
+    """Return a model by name, path, hash or address; loaded once per process.
 
-    Loading executes nothing that the file contains.
+    Loading executes nothing that the file contains.  What comes from elsewhere is verified by its hash first.
 
     Args:
-        name: ``"dielectric"`` (bundled), ``"path/model.safetensors"``, ``"sha256:..."`` or ``"toy"``.
+        name: ``"path/model.safetensors"``; ``"sha256:..."`` with the hash, or its first digits (8 at least) if they
+            are unambiguous; ``"https://host/model.safetensors#sha256=..."``; ``"dielectric"`` (bundled);
+            ``"my-model"`` or ``"my-model@2"`` (registered, see :mod:`fieldflows.models.registry`); ``"toy"``.
+        head: Head of a model with several; the first by default.
         dtype: ``"float64"`` or ``"float32"``.
         device: A torch device, such as ``"cpu"`` or ``"cuda"``.
 
     Raises:
         CheckpointError: If nothing of that name exists, or the file is truncated, altered or foreign.
-        SettingsError: If dtype is neither of the two.
+        ArtifactError: If a file cannot be fetched, or is not the expected one.
+        SettingsError: If dtype is neither of the two, or the model has no such head.
     """
     if dtype not in ("float32", "float64"):
         raise SettingsError(f"dtype must be float32 or float64, found {dtype!r}.")
+    from fieldflows.models.find import known_names, locate
+
     text = str(name)
-    path = Path(text).expanduser()
+    points = sorted(entry_points(group="fieldflows.backends"), key=lambda item: (item.name != text, item.name))
+    found = locate(text) if Path(text).is_file() or all(point.name != text for point in points) else None
     stamp = ""
-    if path.is_file():
-        status = path.stat()
-        text, stamp = str(path.resolve()), f"@{status.st_mtime_ns}:{status.st_size}"
-    key = (text + stamp, dtype, device)
+    if found is not None:
+        status = found.stat()
+        text, stamp = str(found), f"@{status.st_mtime_ns}:{status.st_size}"
+    key = (text + stamp, dtype, device, head)
     if key not in _CACHE:
+        options = {"dtype": dtype, "device": device} | ({} if head is None else {"head": head})
         # A backend of that very name is asked first, and the others are imported only if it does not know the model.
-        for point in sorted(entry_points(group="fieldflows.backends"), key=lambda item: (item.name != text, item.name)):
-            model = point.load()(text, dtype=dtype, device=device)
+        for point in points:
+            model = point.load()(text, **options)
             if model is not None:
                 _CACHE[key] = model
                 break
         else:
-            from fieldflows.models import bundled_models
-
-            raise CheckpointError(f"No model {text!r}: no such file or name.", suggestion(text, bundled_models()))
+            raise CheckpointError(f"No model {text!r}: no such file or name.", suggestion(text, known_names()))
     return _CACHE[key]

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fieldflows.backends.base import ModelInfo, Response
-from fieldflows.errors import SettingsError, UnknownElementError
+from fieldflows.errors import SettingsError, UnknownElementError, suggestion
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, OBSERVABLES, check_observables
 from fieldflows.structures import as_atoms, check_structure
 from fieldflows.units import EPSILON_VACUUM
@@ -352,6 +352,15 @@ class _Terms:
         return function.second[:, None, None] * outer + (function.first / self.r)[:, None, None] * transverse
 
 
-def load(name: str, *, dtype: str, device: str) -> ToyModel | None:
-    """Return the toy model if asked for "toy", else None; it computes on the CPU whatever the device."""
-    return ToyModel(dtype=dtype) if name == "toy" else None
+def load(name: str, *, dtype: str, device: str, head: str | None = None) -> ToyModel | None:
+    """Return the toy model if asked for "toy", else None; it computes on the CPU whatever the device.
+
+    Raises:
+        SettingsError: If a head is asked for that it does not have.
+    """
+    if name != "toy":
+        return None
+    model = ToyModel(dtype=dtype)
+    if head is not None and head not in model.info.heads:
+        raise SettingsError(f"The toy model has no head {head!r}.", suggestion(head, model.info.heads))
+    return model

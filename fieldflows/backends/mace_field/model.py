@@ -23,7 +23,6 @@ from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, t
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
 from fieldflows.backends.mace_field.trajectory import TrajectoryEvaluator
 from fieldflows.errors import EvaluationError, InputError, SettingsError, suggestion
-from fieldflows.models import bundled_models
 from fieldflows.observables import ELECTRONIC_OBSERVABLES, OBSERVABLES, check_observables
 from fieldflows.structures import StructureLike, as_atoms, check_structure
 
@@ -81,6 +80,7 @@ class MACEFieldModel:
             elements=tuple(chemical_symbols[z] for z in config.atomic_numbers),
             trained_labels=metadata.trained_labels,
             heads=tuple(config.heads),
+            head=head,
             cutoff=config.r_max,
             dtype=str(network.dtype).removeprefix("torch."),
             license=metadata.license,
@@ -100,14 +100,17 @@ class MACEFieldModel:
         return str(self.network.device)
 
     @classmethod
-    def from_file(cls, path: str | Path, *, dtype: str = "float64", device: str = "cpu") -> MACEFieldModel:
+    def from_file(
+        cls, path: str | Path, *, dtype: str = "float64", device: str = "cpu", head: str | None = None
+    ) -> MACEFieldModel:
         """Load a checkpoint.
 
         Raises:
             CheckpointError: If the file is missing, truncated, altered or foreign.
+            SettingsError: If it has no such head.
         """
         network, metadata, sha256 = load_checkpoint(path, DTYPES[dtype], device)
-        return cls(network, metadata, sha256)
+        return cls(network, metadata, sha256, head)
 
     def graph(self, structure: StructureLike) -> Graph:
         """Return the graph of one structure after checking it.
@@ -315,16 +318,6 @@ def _per_structure(fields: ArrayLike | None, count: int) -> np.ndarray:
     return np.broadcast_to(array, (count, 3)).copy()
 
 
-def load(name: str, *, dtype: str, device: str) -> MACEFieldModel | None:
-    """Loader of the backend: bundled names, ``sha256:...`` of a bundled model, and paths of checkpoint files."""
-    models = bundled_models()
-    if name in models:
-        return MACEFieldModel.from_file(models[name], dtype=dtype, device=device)
-    if name.startswith("sha256:"):
-        for path in models.values():
-            if hashlib.sha256(path.read_bytes()).hexdigest() == name.removeprefix("sha256:"):
-                return MACEFieldModel.from_file(path, dtype=dtype, device=device)
-        return None
-    if Path(name).is_file():
-        return MACEFieldModel.from_file(name, dtype=dtype, device=device)
-    return None
+def load(name: str, *, dtype: str, device: str, head: str | None = None) -> MACEFieldModel | None:
+    """Loader of the backend: paths of checkpoint files, which :func:`fieldflows.load_model` finds by their names."""
+    return MACEFieldModel.from_file(name, dtype=dtype, device=device, head=head) if Path(name).is_file() else None
