@@ -1,7 +1,7 @@
 """Fit of the polarizability that composition and volume predict (:mod:`fieldflows.backends.mace_field.composition`).
 
-A Gaussian process on ln χ, χ = tr(ε∞ − I)/3, of the training crystals: amplitude, noise and the three lengths of the
-kernel maximize the marginal likelihood (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, Eq. 2.30)
+A Gaussian process on ln χ, χ = tr(ε∞ − I)/3, of the training crystals: amplitude, noise and the lengths of the
+kernel maximize the marginal likelihood (Rasmussen and Williams, Gaussian Processes for Machine Learning, Eq. 2.30)
 of a fixed random part of them; the weights are those of all,
 
     β = a² (a² K + s² 1)⁻¹ (y − μ),   y_m = ln χ_m.

@@ -111,7 +111,10 @@ class ModelSection(Section):
 class OptimizerSection(Section):
     """The optimizer and its schedule."""
 
-    kind: Literal["adam", "amsgrad", "adamw"] = Field("amsgrad", description="Adam, Adam with AMSGrad, or AdamW.")
+    kind: Literal["adam", "amsgrad", "adamw", "soap"] = Field(
+        "amsgrad",
+        description="Adam, Adam with AMSGrad, AdamW, or SOAP (Adam in the eigenbasis of Shampoo's preconditioner).",
+    )
     learning_rate: float = Field(0.005, gt=0, description="Peak learning rate.")
     weight_decay: float = Field(
         5e-7, ge=0, description="Decay of the weights of the interaction and product blocks; others do not decay."

@@ -38,7 +38,7 @@ class Learner:
 
     def __init__(self, config: TrainingConfig, setup: Setup, factors: Mapping[str, float] | None = None) -> None:
         self.parameters = setup.parameters
-        self.optimizer = make_optimizer(self.parameters, config.optimizer, factors)
+        self.optimizer = make_optimizer(self.parameters, config.optimizer, factors, setup.network)
         self.schedule = Schedule(config.optimizer)
         self.clip = config.optimizer.clip_norm
         strength, similarity = config.optimizer.element_sharing, config.model.element_similarity

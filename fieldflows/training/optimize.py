@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fieldflows.training.config import OptimizerSection
+from fieldflows.training.soap import SOAP, weight_blocks
 
 
 def decays(name: str) -> bool:
@@ -21,6 +22,7 @@ def make_optimizer(
     parameters: dict[str, torch.nn.Parameter],
     settings: OptimizerSection,
     factors: Mapping[str, float] | None = None,
+    network: torch.nn.Module | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimizer; weight decay acts on the interaction and product blocks alone.
 
@@ -31,6 +33,7 @@ def make_optimizer(
         parameters: Name to parameter.
         settings: Kind and numbers.
         factors: Name to the factor on the learning rate (see :func:`set_learning_rate`); 1 for those left out.
+        network: Where the parameters are from; SOAP learns from it which matrices they hold.
     """
     members: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in parameters.items():
@@ -40,6 +43,10 @@ def make_optimizer(
         {"params": found, "weight_decay": 0.0 if free else settings.weight_decay, "factor": factor}
         for (factor, free), found in sorted(members.items(), key=lambda item: item[0])
     ]
+    if settings.kind == "soap":
+        known = {} if network is None else weight_blocks(network)
+        blocks = {p: known.get(name) or [(0, p.numel(), 1)] for name, p in parameters.items()}
+        return SOAP(groups, blocks, lr=settings.learning_rate)
     if settings.kind == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
     return torch.optim.Adam(groups, lr=settings.learning_rate, amsgrad=settings.kind == "amsgrad", fused=True)
