@@ -1,0 +1,141 @@
+"""Spontaneous polarization of made paths, whose answers are known, and of published ones."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from ase import Atoms
+
+from fieldflows.datasets.frame import LabeledFrame
+from fieldflows.datasets.paths import N_FRAMES
+from fieldflows.evaluation.paths import (
+    evaluate_paths,
+    path_quantities,
+    polarization_fractions,
+    raw_quantity,
+    spontaneous_polarization,
+)
+from fieldflows.testing.structures import random_rotation
+from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
+
+CELL = np.array([[4.0, 0.0, 0.0], [0.6, 4.1, 0.0], [0.2, -0.3, 4.4]])
+
+
+def made_path(wfid: str, polar: np.ndarray, offset: np.ndarray, split: str = "test", strain: float = 0.05):
+    """Return ten frames whose fractions of the quanta run from 0 to ``polar``; published ones are off by ``offset``."""
+    frames = []
+    for k in range(N_FRAMES):
+        part = k / (N_FRAMES - 1)
+        cell = CELL @ np.diag([1, 1, 1 + strain * part])
+        atoms = Atoms("PbTiO3", positions=np.linspace(0, 3, 15).reshape(5, 3), cell=cell, pbc=True)
+        quanta = cell / abs(np.linalg.det(cell))
+        labels = {"polarization": part * polar @ quanta}
+        extra = {"wfid": wfid, "path_index": k, "polarization_raw": (part * polar + offset) @ quanta}
+        frames.append(LabeledFrame(atoms, labels, "TiPbO3", "made", k, split=split, extra=extra))
+    return frames
+
+
+def test_fractions_are_those_that_made_the_polarization():
+    f = np.array([0.3, -1.2, 2.4])
+    polarization = f @ CELL / abs(np.linalg.det(CELL))
+    assert polarization_fractions(polarization, CELL) == pytest.approx(f)
+    assert polarization_fractions(polarization, CELL * [[1], [1], [-1]]) == pytest.approx(f * [1, 1, -1])
+
+
+def test_the_ends_are_taken_in_their_own_cells():
+    """Rotating and straining the nonpolar end along with its polarization changes nothing."""
+    polar, nonpolar = np.array([0.1, 0.2, 0.9]), np.array([0.5, 0.0, 0.5])
+    volume = abs(np.linalg.det(CELL))
+    expected = (polar - nonpolar) @ CELL / volume
+    turn, stretch = random_rotation(3), np.diag([1.1, 0.95, 1.02])
+    other = CELL @ stretch @ turn.T
+    found = spontaneous_polarization(polar @ CELL / volume, CELL, nonpolar @ other / abs(np.linalg.det(other)), other)
+    assert found == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_model_that_returns_the_labels_scores_zero():
+    frames = made_path("a", np.array([0.0, 0.1, 0.8]), np.zeros(3)) + made_path(
+        "b", np.array([0.4, 0, 1.7]), np.zeros(3)
+    )
+    paths, incomplete = evaluate_paths(frames, [frame.labels for frame in frames])
+    assert incomplete == []
+    assert [path.path for path in paths] == ["a", "b"]
+    found = path_quantities(paths)
+    for name in ("spontaneous_polarization_norm", "spontaneous_polarization"):
+        assert found[name].model.rmse < 1e-12
+        assert found[name].baselines["zero"].rmse > 10
+    assert found["spontaneous_polarization"].count == 6
+    expected = np.array([0.4, 0, 1.7]) @ frames[-1].atoms.cell[:] / frames[-1].atoms.get_volume()
+    assert paths[1].label == pytest.approx(expected * E_PER_A2_TO_UC_PER_CM2)
+    assert paths[1].label_norm == pytest.approx(np.linalg.norm(expected) * E_PER_A2_TO_UC_PER_CM2)
+
+
+def test_errors_of_a_path_by_hand():
+    frames = made_path("a", np.array([0.0, 0.0, 0.6]), np.zeros(3), strain=0.0)
+    predictions = [{"polarization": 0.5 * frame.labels["polarization"]} for frame in frames]
+    (path,), _ = evaluate_paths(frames, predictions)
+    size = 0.6 * np.linalg.norm(CELL[2]) / np.linalg.det(CELL) * E_PER_A2_TO_UC_PER_CM2
+    assert (path.label_norm, path.predicted_norm) == pytest.approx((size, size / 2))
+    assert path.distance == pytest.approx(size / 2)
+    found = path_quantities([path])
+    assert found["spontaneous_polarization_norm"].factor("zero") == pytest.approx(2.0)
+    assert found["spontaneous_polarization"].factor("zero", "mae") == pytest.approx(2.0)
+    assert found["spontaneous_polarization"].model.distance == pytest.approx(size / 2)
+
+
+def test_a_whole_quantum_is_an_error_of_the_path_and_none_modulo_quanta():
+    frames = made_path("a", np.array([0.0, 0.0, 1.0]), np.zeros(3))
+    (path,), _ = evaluate_paths(frames, [{"polarization": np.zeros(3)} for _ in frames])
+    assert path.distance == pytest.approx(path.label_norm)
+    assert path.label_norm > 10
+    assert path.folded_distance < 1e-10
+
+
+def test_paths_without_an_end_are_named():
+    frames = made_path("a", np.array([0.0, 0.0, 0.5]), np.zeros(3))[1:] + made_path("b", np.ones(3) / 3, np.zeros(3))
+    paths, incomplete = evaluate_paths(frames, [frame.labels for frame in frames])
+    assert [path.path for path in paths] == ["b"]
+    assert incomplete == ["made:a"]
+    assert evaluate_paths([], []) == ([], [])
+    assert path_quantities([]) == {}
+
+
+def test_half_a_quantum_at_the_nonpolar_end_is_what_a_perfect_model_scores_on_raw_labels():
+    half = np.array([0.0, 0.0, 0.5])
+    frames = made_path("a", np.array([0.0, 0.0, 0.3]), half)
+    found = raw_quantity(frames, [frame.labels for frame in frames])["polarization_raw"]
+    quanta = [np.linalg.norm(f.atoms.cell[2] / f.atoms.get_volume()) * E_PER_A2_TO_UC_PER_CM2 for f in frames]
+    assert found.model.distance == pytest.approx(np.mean(quanta) / 2)
+    whole = made_path("a", np.array([0.0, 0.0, 0.3]), np.array([0.0, -2.0, 1.0]))
+    assert raw_quantity(whole, [frame.labels for frame in whole])["polarization_raw"].model.rmse < 1e-10
+    assert raw_quantity([frame.with_(extra={}) for frame in frames], [frame.labels for frame in frames]) == {}
+
+
+@pytest.mark.skipif(not os.environ.get("FIELDFLOWS_DATA"), reason="needs the shared data")
+def test_published_paths():
+    """P_s of the labels is that of the file's own definition, and 17 or so references lie at half a quantum."""
+    from fieldflows.datasets.config import DatasetConfig
+    from fieldflows.datasets.extxyz import read_extxyz
+    from fieldflows.datasets.paths import read_paths
+    from fieldflows.datasets.source import expand_path
+
+    config = DatasetConfig.from_yaml("workflows/dataset_ferroelectric.yaml")
+    source = config.sources[0].model_copy(update={"limit": 300})
+    file = expand_path(source.path, config.base)
+    frames = [frame.with_(split="test") for frame in source.read(file, config.base).frames]
+    paths, incomplete = evaluate_paths(frames, [frame.labels for frame in frames])
+    assert not incomplete
+    published = {path.wfid: path.spontaneous_polarization for path in read_paths([*_first(read_extxyz(file), 300)])[0]}
+    assert len(paths) > 20
+    for path in paths:
+        assert path.label == pytest.approx(published[path.path], abs=1e-4), path.path
+        assert path.distance == pytest.approx(0, abs=1e-9)
+    assert raw_quantity(frames, [frame.labels for frame in frames])["polarization_raw"].frames == len(frames)
+
+
+def _first(frames, number):
+    from itertools import islice
+
+    return islice(frames, number)
