@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from fieldflows.training.result import Reporter, TrainingResult
+    from rich.console import Console
+
+    from fieldflows.training.config import TrainingConfig
+    from fieldflows.training.result import TrainingResult
 
 
 def register(app: typer.Typer) -> None:
@@ -27,128 +31,122 @@ def train(
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", help="Wall time in minutes, in place of run.max_minutes.")
     ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="'cpu' or 'cuda', in place of run.device.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Passes over the training frames, in place of run.epochs.")
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Any other key of the file, such as run.seed=1; can be repeated."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
 ) -> None:
-    """Train a model on labeled crystals and write checkpoint, metrics and figures into the run directory."""
+    """Train a model on labeled crystals and write checkpoint, metrics and figures into the run directory.
+
+    On several GPUs: torchrun --nproc-per-node N $(which fieldflows) train CONFIG.
+    """
     from rich.console import Console
 
     from fieldflows.errors import SettingsError
     from fieldflows.training.config import TrainingConfig
+    from fieldflows.training.distributed import environment_size
 
-    console = Console()
-    settings = TrainingConfig.from_yaml(config)
-    if max_minutes is not None:
-        if max_minutes <= 0:
-            raise SettingsError(f"--max-minutes must be positive, found {max_minutes:g}.")
-        settings = settings.model_copy(update={"run": settings.run.model_copy(update={"max_minutes": max_minutes})})
+    rank, size = environment_size()
+    console = Console(quiet=rank > 0)
+    if max_minutes is not None and max_minutes <= 0:
+        raise SettingsError(f"--max-minutes must be positive, found {max_minutes:g}.")
+    options = {"run.max_minutes": max_minutes, "run.device": device, "run.epochs": epochs}
+    settings, told = _changed(
+        TrainingConfig.from_yaml(config), {key: v for key, v in options.items() if v is not None}, changes or []
+    )
+    for line in told:
+        console.print(line, highlight=False, markup=False)
     directory = out or Path("runs") / config.stem
     if dry_run:
-        _plan(console, settings, directory)
+        if rank == 0:
+            _plan(console, settings, directory, size)
         return
 
     from fieldflows.training.loop import train as run
+    from fieldflows.training.progress import ProgressBar
 
-    reporter = make_reporter(console)
+    reporter = ProgressBar(console, settings.run.max_minutes)
     try:
         result = run(settings, directory, fresh=not resume, reporter=reporter)
     finally:
-        reporter.close()  # type: ignore[attr-defined]
+        reporter.close()
     if result.status == "interrupted":
         console.print(f"Run the same command again to go on: fieldflows train {config} --out {directory}")
         raise typer.Exit(130)
-    _summary(console, result)
+    if rank == 0:
+        _summary(console, result)
 
 
-def make_reporter(console: Any) -> Reporter:
-    """Return a reporter that shows a progress bar and one line per evaluation."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def _changed(
+    settings: TrainingConfig, options: Mapping[str, Any], changes: Sequence[str]
+) -> tuple[TrainingConfig, list[str]]:
+    """Return the settings with keys replaced, and a line for each that differs from the file.
 
-    from fieldflows.training.result import Reporter
-    from fieldflows.training.setup import Setup
-    from fieldflows.training.state import TrainingState
+    Raises:
+        SettingsError: If a change is not KEY=VALUE, or its key or value is wrong.
+    """
+    import yaml
 
-    class Bar(Reporter):
-        def __init__(self) -> None:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=console,
-            )
-            self.task: Any = None
-            self.per_epoch = 1
+    from fieldflows.errors import SettingsError
+    from fieldflows.training.config import TrainingConfig
 
-        def start(self, setup: Setup, state: TrainingState, steps_per_epoch: int, epochs: int) -> None:
-            sizes = ", ".join(f"{split} {len(frames)}" for split, frames in setup.frames.items())
-            weights = sum(p.numel() for p in setup.parameters.values())
-            console.print(f"Frames: {sizes}. Labels: {', '.join(setup.labels)}. Parameters: {weights:,}.")
-            self.per_epoch = steps_per_epoch
-            self.task = self.progress.add_task(
-                "epoch 0",
-                total=steps_per_epoch * epochs,
-                completed=state.epoch * steps_per_epoch + state.batch,
-                note="",
-            )
-            self.progress.start()
-
-        def step(self, state: TrainingState, loss: float, learning_rate: float) -> None:
-            self.progress.update(
-                self.task,
-                completed=state.epoch * self.per_epoch + state.batch,
-                description=f"epoch {state.epoch + 1}",
-                note=f"loss {loss:.4g}",
-            )
-
-        def evaluation(self, record: dict[str, Any], text: str) -> None:
-            console.print(
-                f"epoch {record['epoch']:g}: loss {record['train'].get('loss', float('nan')):.4g} (train), "
-                f"{record['score']:.4g} (valid); MAE {text or 'without validation frames'}",
-                highlight=False,
-            )
-
-        def message(self, text: str) -> None:
-            console.print(text, highlight=False)
-
-        def close(self) -> None:
-            self.progress.stop()
-
-    return Bar()
+    wanted = dict(options)
+    for change in changes:
+        key, separator, text = change.partition("=")
+        if not separator or not key.strip():
+            raise SettingsError(f"--set takes KEY=VALUE, found {change!r}.", "For example: --set run.seed=1.")
+        try:
+            wanted[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SettingsError(f"--set {key}: {text!r} is no YAML value.") from None
+    if not wanted:
+        return settings, []
+    data, told = settings.model_dump(mode="json"), []
+    for key, value in wanted.items():
+        place: Any = data
+        *folders, last = key.split(".")
+        for folder in folders:
+            place = place.setdefault(folder, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise SettingsError(f"--set {key}: there is no such place in the configuration.")
+        if place.get(last) != value:
+            told.append(f"{key}: {value} in place of {place.get(last)}.")
+        place[last] = value
+    return TrainingConfig.from_dict(data, origin="The configuration with --set"), told
 
 
-def _plan(console: Any, settings: Any, directory: Path) -> None:
+def _plan(console: Console, settings: TrainingConfig, directory: Path, ranks: int) -> None:
     """Show what a run would do: frames, labels, size of the network, batches."""
-    from fieldflows.training.sampler import BatchLimits, epoch_batches
+    from fieldflows.training.plan import make_plan
     from fieldflows.training.setup import load_dataset, prepare
     from fieldflows.training.state import load_state
     from fieldflows.training.symmetry import describe
 
-    data = load_dataset(settings)
-    setup = prepare(settings, {split: data.subset(split) for split in ("train", "valid", "test")})
-    run = settings.run
-    limits = BatchLimits(run.batch_structures, run.batch_atoms, run.batch_edges)
-    batches = len(epoch_batches([frame.cost for frame in setup.frames["train"]], limits, run.seed, 0))
+    # on the processor, whatever the device of the run
+    here = settings.model_copy(update={"run": settings.run.model_copy(update={"device": "cpu"})})
+    data = load_dataset(here)
+    setup = prepare(here, {split: data.subset(split) for split in ("train", "valid", "test")})
     state = load_state(directory) if directory.is_dir() else None
     console.print(settings.to_yaml(), markup=False, highlight=False)
     console.print(
         f"{', '.join(f'{split} {len(frames)}' for split, frames in setup.frames.items())} frames with "
         f"{', '.join(setup.labels)}; {sum(p.numel() for p in setup.parameters.values()):,} parameters; "
-        f"{run.epochs} epochs of {batches} batches. "
+        f"{settings.run.epochs} epochs. "
         + (f"Would go on at epoch {state.epoch}, step {state.step}" if state else "Would start")
         + f" in {directory}.",
         highlight=False,
     )
-    for line in [*getattr(data, "notes", ()), *setup.notes()]:
-        console.print(f"{line}.", highlight=False)
+    for line in [*make_plan(settings, setup, ranks).lines(), *getattr(data, "notes", ()), *setup.notes()]:
+        console.print(f"{line}.", highlight=False, markup=False)
     for split, summary in setup.symmetry().items():
         console.print(f"{split}: {describe(summary)}.", highlight=False)
 
