@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from fieldflows.cli.options import JsonOption
 
 if TYPE_CHECKING:
+    from fieldflows.backends.base import FieldModel
     from fieldflows.evaluation.predict import Progress
     from fieldflows.schemas.evaluation import EvaluationDocument, QuantityEvaluation
 
@@ -45,6 +47,10 @@ def evaluate(
         str, typer.Option("--forest", help="Random forest beside ε∞ and n: auto (if installed), on or off.")
     ] = "auto",
     outliers: Annotated[int, typer.Option("--outliers", help="Worst frames listed per quantity and subset.")] = 10,
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="Head of a model with several; by default that which a frame names, or the first."),
+    ] = None,
     symmetry: Annotated[
         bool, typer.Option("--symmetry/--no-symmetry", help="Use the symmetry of crystals; faster, equal.")
     ] = True,
@@ -72,16 +78,23 @@ def evaluate(
         outliers=outliers,
         seed=seed,
     )
-    loaded = load_model(model, dtype=dtype, device=device)
+    loaded = load_model(model, head=head, dtype=dtype, device=device)
+    open_head = None if head else partial(_open_head, model, dtype, device)
     data = open_dataset(dataset)
     with _bar(console(error=True)) as progress:
-        document = run(loaded, data, settings, out, figures, progress).document
+        document = run(loaded, data, settings, out, figures, progress, open_head).document
     if as_json:
         print_json(document.to_json_dict())
     else:
         _show(document)
     if not document.obeys_identities:
         raise typer.Exit(EXIT_VIOLATED)
+
+
+def _open_head(name: str, dtype: str, device: str, head: str) -> FieldModel:
+    from fieldflows.backends.base import load_model
+
+    return load_model(name, head=head, dtype=dtype, device=device)
 
 
 @contextmanager

@@ -25,6 +25,9 @@ BATCH = 8
 Progress = Callable[[int, int], None]
 """Called with the number of frames done and in all."""
 
+OpenHead = Callable[[str], FieldModel]
+"""Returns the same model with another of its heads."""
+
 
 @dataclass
 class Predicted:
@@ -47,7 +50,7 @@ class Predicted:
         pairs = [
             (frame, prediction)
             for frame, prediction in zip(self.frames, self.predictions, strict=True)
-            if frame.split == split and (head is None or getattr(frame, "head", None) == head)
+            if frame.split == split and (head is None or frame.head == head)
         ]
         return [frame for frame, _ in pairs], [prediction for _, prediction in pairs]
 
@@ -98,6 +101,7 @@ def predict_frames(
     labels: Sequence[str] | None = None,
     symmetry: bool = True,
     progress: Progress = lambda done, total: None,
+    open_head: OpenHead | None = None,
 ) -> Predicted:
     """Evaluate a model on all frames that have one of the labels.
 
@@ -107,6 +111,7 @@ def predict_frames(
         labels: Observables to compare; those that the model was trained on by default.
         symmetry: Use the symmetry of crystals where second derivatives are asked for.
         progress: Called with the number of frames done and in all.
+        open_head: Gives the model's other heads; frames that name one of them are evaluated with it.
 
     Raises:
         CapabilityError: If the model was not trained on what is asked for.
@@ -116,13 +121,17 @@ def predict_frames(
     result = Predicted(wanted)
     reduced = SymmetrySettings() if symmetry and {"born_effective_charges", "polarizability"} & set(wanted) else None
     chosen = _with_known_elements(model, [f for f in frames if any(key in f.labels for key in wanted)], result)
-    for start in range(0, len(chosen), BATCH):
-        members = chosen[start : start + BATCH]
-        needed = tuple(key for key in wanted if any(key in frame.labels for frame in members))
-        outcomes = evaluate_each(model, [frame.atoms for frame in members], None, needed, reduced)
-        for frame, outcome in zip(members, outcomes, strict=True):
-            _keep(result, frame, outcome, needed)
-        progress(min(start + BATCH, len(chosen)), len(chosen))
+    outcomes: dict[int, Response | Exception] = {}
+    for head, places in _by_head(model, chosen, open_head).items():
+        used = model if head is None or open_head is None else open_head(head)
+        for start in range(0, len(places), BATCH):
+            part = places[start : start + BATCH]
+            needed = tuple(key for key in wanted if any(key in chosen[i].labels for i in part))
+            found = evaluate_each(used, [chosen[i].atoms for i in part], None, needed, reduced)
+            outcomes.update(zip(part, found, strict=True))
+            progress(len(outcomes), len(chosen))
+    for i, frame in enumerate(chosen):
+        _keep(result, frame, outcomes[i])
     if not result.frames:
         first = result.problems[0]
         raise EvaluationError(
@@ -149,12 +158,23 @@ def _with_known_elements(model: FieldModel, frames: list[LabeledFrame], result: 
     return kept
 
 
-def _keep(result: Predicted, frame: LabeledFrame, outcome: Response | Exception, names: Sequence[str]) -> None:
+def _by_head(
+    model: FieldModel, frames: Sequence[LabeledFrame], open_head: OpenHead | None
+) -> dict[str | None, list[int]]:
+    """Return the numbers of the frames by the head that they are evaluated with; None for the model as it is."""
+    groups: dict[str | None, list[int]] = {}
+    for i, frame in enumerate(frames):
+        known = open_head is not None and frame.head in model.info.heads and len(model.info.heads) > 1
+        groups.setdefault(frame.head if known else None, []).append(i)
+    return groups
+
+
+def _keep(result: Predicted, frame: LabeledFrame, outcome: Response | Exception) -> None:
     reason = ""
     if isinstance(outcome, Exception):
         reason = str(outcome) if isinstance(outcome, FieldflowsError) else f"{type(outcome).__name__}: {outcome}"
     else:
-        arrays = {key: np.asarray(outcome.get(key), dtype=float) for key in names if key in frame.labels}
+        arrays = {key: np.asarray(outcome.get(key), dtype=float) for key in result.labels if key in frame.labels}
         bad = [key for key, value in arrays.items() if not np.isfinite(value).all()]
         bad += [key for key, value in arrays.items() if value.shape != frame.labels[key].shape]
         if not bad:

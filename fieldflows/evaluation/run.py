@@ -15,7 +15,7 @@ from fieldflows.evaluation.baselines import Baselines
 from fieldflows.evaluation.elements import evaluate_elements, evaluate_sum_rule, find_outliers
 from fieldflows.evaluation.identities import check_identities
 from fieldflows.evaluation.paths import evaluate_paths, path_quantities, raw_quantity
-from fieldflows.evaluation.predict import Predicted, Progress, predict_frames
+from fieldflows.evaluation.predict import OpenHead, Predicted, Progress, predict_frames
 from fieldflows.evaluation.settings import EvaluationSettings
 from fieldflows.evaluation.statistics import evaluate_quantities
 from fieldflows.properties.base import model_card
@@ -62,6 +62,7 @@ def evaluate(
     directory: str | Path | None = None,
     figures: bool = True,
     progress: Progress = lambda done, total: None,
+    open_head: OpenHead | None = None,
 ) -> Evaluation:
     """Compare a model with the labels of a dataset and, on request, write report, tables and figures.
 
@@ -72,6 +73,7 @@ def evaluate(
         directory: Folder to write to; nothing is written if None.
         figures: Whether figures are drawn there.
         progress: Called with the number of frames done and in all.
+        open_head: Gives the model's other heads; frames that name one of them are evaluated with it.
 
     Raises:
         InputError: If a subset is empty, or the folder cannot be written.
@@ -82,7 +84,7 @@ def evaluate(
     start = time.perf_counter()
     settings = settings or EvaluationSettings()
     frames = _frames(dataset, settings)
-    predicted = predict_frames(model, frames, settings.labels, settings.symmetry, progress)
+    predicted = predict_frames(model, frames, settings.labels, settings.symmetry, progress, open_head)
     baselines = Baselines(dataset.subset("train"), predicted.labels, settings.forest, settings.seed)
     identities = check_identities(model, predicted.frames, settings.identities, settings.seed)
     target = None if directory is None else Path(directory).expanduser().resolve()
@@ -137,7 +139,7 @@ def _document(
         rule = evaluate_sum_rule(split, frames, predictions)
         rules += [] if rule is None else [rule]
         outliers += find_outliers(split, frames, predictions, settings.outliers)
-        for head in sorted({str(frame.head) for frame in frames if getattr(frame, "head", None)}):
+        for head in sorted({frame.head for frame in frames if frame.head}):
             heads.append(_subset(split, head, *predicted.subset(split, head), baselines, seen))
     return EvaluationDocument(
         model=model_card(model),

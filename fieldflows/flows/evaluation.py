@@ -12,6 +12,7 @@ from jobflow import Job, Maker, OutputReference
 from fieldflows import __version__
 from fieldflows.errors import SettingsError
 from fieldflows.evaluation.settings import EvaluationSettings
+from fieldflows.jobs.artifacts import is_digest
 from fieldflows.jobs.evaluation import evaluate_model
 from fieldflows.jobs.models import ModelReference
 
@@ -21,7 +22,7 @@ class EvaluateMaker(Maker):
     """Make the job that compares a model with labels.
 
     Its output is an :class:`~fieldflows.schemas.evaluation.EvaluationDocument`.  Model and dataset may be outputs of
-    earlier jobs: a checkpoint path or a whole training document, a directory or a document that names one.
+    earlier jobs: whole documents of trainings and datasets, or a path in them.
 
     Attributes:
         name: Name of the job.
@@ -36,6 +37,7 @@ class EvaluateMaker(Maker):
         seed: Seed of everything random.
         dtype: "float64" or "float32".
         device: Torch device.
+        head: Head of a model with several; by default that which a frame names, or the first.
 
     Example:
         >>> job = EvaluateMaker(splits=("test",)).make("toy", "workflows/dataset_dielectric.yaml")
@@ -54,6 +56,7 @@ class EvaluateMaker(Maker):
     seed: int = 0
     dtype: str = "float64"
     device: str = "cpu"
+    head: str | None = None
 
     def make(
         self,
@@ -65,7 +68,7 @@ class EvaluateMaker(Maker):
 
         Args:
             model: Name, path or ``sha256:...`` of a model, or an output.
-            dataset: Directory of a built dataset, YAML file that describes one, or an output.
+            dataset: Directory of a built dataset, YAML file that describes one, its digest, or an output.
             directory: Folder of the report; ``evaluation`` in the directory that the job runs in by default.
 
         Raises:
@@ -80,19 +83,21 @@ class EvaluateMaker(Maker):
             symmetry=self.symmetry,
             seed=self.seed,
         )
-        sha256 = None
-        if isinstance(model, str | Path):
-            reference, info = ModelReference.resolve(model, self.dtype, self.device)
-            model, sha256 = reference.name, info.sha256
+        resolved: ModelReference | OutputReference
+        if isinstance(model, OutputReference):
+            resolved, facts = model, {}
+        else:
+            resolved, info = ModelReference.resolve(model, self.dtype, self.device, self.head)
+            facts = {"model_sha256": info.sha256}
         made = evaluate_model(
-            model,
+            resolved,
             _dataset(dataset),
             settings=settings.model_dump(mode="json"),
             figures=self.figures,
             directory=None if directory is None else str(Path(directory).expanduser().resolve()),
             dtype=self.dtype,
             device=self.device,
-            sha256=sha256,
+            head=self.head,
         )
         made.name = self.name
         made.update_metadata(
@@ -101,7 +106,7 @@ class EvaluateMaker(Maker):
                 "splits": list(settings.splits),
                 "seed": settings.seed,
                 "code_version": __version__,
-                **({"model_sha256": sha256} if sha256 else {}),
+                **facts,
             }
         )
         if self.resources:
@@ -110,8 +115,8 @@ class EvaluateMaker(Maker):
 
 
 def _dataset(dataset: str | Path | OutputReference) -> str | OutputReference:
-    if isinstance(dataset, OutputReference):
-        return dataset
+    if isinstance(dataset, OutputReference) or is_digest(dataset):
+        return dataset  # type: ignore[return-value]
     path = Path(dataset).expanduser()
     if not path.exists():
         raise SettingsError(
