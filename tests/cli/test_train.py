@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,10 +51,62 @@ def test_train_then_evaluate(folder: Path, tmp_path: Path, capsys) -> None:  # n
     assert "MAE of baselines" in capsys.readouterr().out
 
 
+def test_options_change_single_keys_and_say_so(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
+    out = tmp_path / "run"
+    words = [
+        "train",
+        folder / "train.yaml",
+        "--out",
+        out,
+        "--dry-run",
+        "--epochs",
+        "7",
+        "--set",
+        "run.micro_structures=1",
+    ]
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert call(*words, "--set", "optimizer.kind=adamw") == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "run.epochs: 7 in place of " in shown
+    assert "optimizer.kind: adamw in place of amsgrad." in shown
+    assert "7 epochs" in shown
+    assert "effective batches an epoch" in shown
+    assert "over 2 processes" in shown
+    assert "largest part: 1 structures" in shown
+    assert "GB beside the weights (estimate)" in shown
+    assert not out.exists()
+
+    monkeypatch.setenv("RANK", "1")
+    assert call(*words) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_several_processes(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """As the guide says, with the command as it is installed."""
+    bin_folder = Path(sys.executable).parent
+    command = [bin_folder / "torchrun", "--standalone", "--nproc-per-node", "2", bin_folder / "fieldflows", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [*command, folder / "train.yaml", "--out", tmp_path / "run"],
+        capture_output=True, text=True, env=environment, timeout=300, check=False,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.count("ended by: epochs") == 1
+    start = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])
+    assert start["processes"] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "found"),
     [
         (("train", "none.yaml"), "Cannot read"),
+        (("train", "{folder}/train.yaml", "--set", "run.epoch=3"), "Did you mean 'epochs'"),
+        (("train", "{folder}/train.yaml", "--set", "epochs"), "takes KEY=VALUE"),
+        (("train", "{folder}/train.yaml", "--set", "run.epochs.x=1"), "no such place"),
+        (("train", "{folder}/train.yaml", "--set", "run.seed=[1"), "no YAML value"),
+        (("train", "{folder}/train.yaml", "--epochs", "0"), "greater than or equal to 1"),
         (("train", "{folder}/train.yaml", "--max-minutes", "-1"), "must be positive"),
         (("train", "{folder}/data.yaml"), "unknown key"),
         (("evaluate", "none.safetensors", "{folder}/data.yaml"), "No model"),
