@@ -1,4 +1,4 @@
-"""What holds for every test: numerical libraries run on one thread.
+"""What holds for every test: numerical libraries run on one thread, and the user's folders stay as they are.
 
 Several threads per process make tiny models slower, by a factor of ten and more on a busy machine.  The variables
 must be set before torch and numpy load, hence not in a fixture.
@@ -7,6 +7,19 @@ must be set before torch and numpy load, hence not in a fixture.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+
+import pytest
 
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep files and models of the tests out of the user's folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FIELDFLOWS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
+        patch.setenv("FIELDFLOWS_MODELS", str(tmp_path_factory.mktemp("models")))
+        patch.delenv("FIELDFLOWS_ARTIFACT_SOURCES", raising=False)
+        yield

@@ -46,12 +46,13 @@ def job_artifacts() -> Iterator[None]:
             yield
 
 
-def keep_file(path: str | Path, labels: tuple[str, ...] = ()) -> ArtifactReference:
+def keep_file(path: str | Path, labels: tuple[str, ...] = (), name: str | None = None) -> ArtifactReference:
     """Keep a file on this machine and in the store of the job, and return how it can be had from there.
 
     Args:
         path: The file.
         labels: Labels under which it shall be found.
+        name: Name of the file, if not that of the path.
 
     Raises:
         ArtifactError: If it cannot be read, or not be written.
@@ -69,7 +70,7 @@ def keep_file(path: str | Path, labels: tuple[str, ...] = ()) -> ArtifactReferen
     return ArtifactReference(
         sha256=sha256,
         size=size,
-        name=path.name,
+        name=name or path.name,
         labels=labels,
         uri=here.path(sha256).as_uri(),
         store=None if kept is None else kept.store_name,

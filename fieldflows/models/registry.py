@@ -121,7 +121,7 @@ class ModelRegistry:
             ArtifactError: If the folder cannot be written.
         """
         source = Path(path)
-        self._check_name(name)
+        self.check_name(name)
         if not source.is_file():
             raise CheckpointError(f"There is no checkpoint {source} to register.")
         sha256 = file_sha256(source)
@@ -187,20 +187,24 @@ class ModelRegistry:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            return self._damaged(str(error))
+            self._warn(str(error))
+            return None
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            return self._damaged(f"it is not of format {FORMAT!r}")
+            self._warn(f"it is not of format {FORMAT!r}")
+            return None
         if isinstance(content.get("format_version"), int) and content["format_version"] > FORMAT_VERSION:
             raise CheckpointError(f"{path} was written by a newer fieldflows.", "Update fieldflows.")
         try:
             entries = [RegisteredModel.model_validate(item) for item in content["models"]]
         except (KeyError, TypeError, ValidationError) as error:
-            return self._damaged(str(error))
+            self._warn(str(error))
+            return None
         if any(Path(entry.file).is_absolute() or ".." in Path(entry.file).parts for entry in entries):
-            return self._damaged("it names files outside the folder")
+            self._warn("it names files outside the folder")
+            return None
         return sorted(entries, key=lambda entry: (entry.name, entry.version))
 
-    def _damaged(self, why: str) -> None:
+    def _warn(self, why: str) -> None:
         first = " ".join(why.split())[:120]
         _LOGGER.warning("The index of the models in %s is damaged (%s).", self.folder, first)
 
@@ -222,7 +226,12 @@ class ModelRegistry:
             self._copy(source, target)
         return entry
 
-    def _check_name(self, name: str) -> None:
+    def check_name(self, name: str) -> None:
+        """Raise unless a model can be registered under a name, whether or not another one has it.
+
+        Raises:
+            SettingsError: Says why not.
+        """
         if not _NAME.fullmatch(name):
             raise SettingsError(
                 f"{name!r} cannot be the name of a model.", "Use letters, digits and . _ + -, 80 at most."

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from fieldflows.schemas.artifact import ArtifactReference
+from fieldflows.schemas.common import Document, quantity
 
 DATASET_SCHEMA_VERSION = 1
 """Version of the manifest's schema and of the digest."""
@@ -98,3 +102,28 @@ class DatasetManifest(_Document):
     n_gap: int = Field(default=0, description="Frames left out between blocks of a trajectory.")
     sources: list[SourceRecord] = Field(description="Where the frames came from.")
     config: dict[str, Any] = Field(description="The configuration that built it.")
+
+
+class DatasetDocument(Document):
+    """What the job that builds a dataset leaves behind: what is in it, and where it can be had."""
+
+    latest_version: ClassVar[int | None] = 1
+
+    schema_version: int = quantity("1", "Version of this schema.", 1)
+    task: Literal["dataset"] = Field("dataset", description="Name of the task.")
+    name: str = Field(description="Name of the dataset.")
+    digest: str = Field(description="SHA-256 of the labeled frames, by which the dataset is found.")
+    archive: ArtifactReference = Field(description="The packed dataset, and where it can be had.")
+    directory: str | None = Field(None, description="Folder of the dataset on the machine that built it, if any.")
+    n_frames: int = quantity("1", "Number of frames.")
+    n_materials: int = quantity("1", "Number of reduced formulas.")
+    n_rejects: int = quantity("1", "Frames thrown out.")
+    elements: tuple[str, ...] = Field(description="Chemical symbols, sorted.")
+    counts: dict[str, dict[str, int]] = quantity(
+        "1", "Per subset: numbers of frames, materials, atoms, and frames that hold each label."
+    )
+    licenses: dict[str, str] = Field(description="License facts of the labels by source.")
+    configuration: dict[str, Any] = Field(description="The configuration that built it.")
+    wall_time: float = quantity("s", "Time that the job took.")
+    code_version: str = Field(description="Version of fieldflows that built it.")
+    created_at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="Time of creation, UTC.")

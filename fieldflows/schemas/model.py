@@ -51,8 +51,10 @@ class ModelDocument(Document):
     checkpoint: ArtifactReference = Field(description="The file, and where it can be had.")
     configuration_digest: str | None = Field(None, description="sha256 of the settings of the training.")
     dataset_digest: str | None = Field(None, description="sha256 of the labeled frames.")
-    evaluation: dict[str, Any] | None = Field(
-        None, description="Errors by subset and quantity, as the evaluation before the registration found them."
+    evaluations: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Errors by head ('Default' without heads), subset and quantity, as the evaluations before the "
+        "registration found them.",
     )
     code_version: str = Field(description="Version of fieldflows.")
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="Time of creation, UTC.")

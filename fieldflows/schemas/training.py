@@ -7,9 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from fieldflows.schemas.artifact import ArtifactReference
 from fieldflows.schemas.common import Document, quantity
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added `checkpoint_file`, `datasets`, `registered` and `started_at`."""
 
 
 class Errors(Document):
@@ -56,12 +58,22 @@ class TrainingDocument(Document):
     name: str = Field(description="Name of the model.")
     checkpoint: str = Field(description="Path of the checkpoint on the machine that trained it.")
     checkpoint_sha256: str = Field(description="Hash of the checkpoint.")
+    checkpoint_file: ArtifactReference | None = Field(
+        None, description="Where the checkpoint can be had from any machine; null in documents of version 1."
+    )
+    registered: str | None = Field(
+        None, description="Name and version in the registry of the machine that trained it, if it was registered there."
+    )
     directory: str = Field(description="Run directory, with log, figures and draft of the model card.")
     trained_labels: tuple[str, ...] = Field(description="Observables that the weights were trained on.")
     elements: tuple[str, ...] = Field(description="Chemical symbols that the model accepts.")
     configuration: dict[str, Any] = Field(description="The configuration, defaults included.")
     configuration_digest: str = Field(description="sha256 of the settings that decide the result.")
     dataset_digest: str = Field(description="sha256 of the labeled frames.")
+    datasets: dict[str, ArtifactReference] = Field(
+        default_factory=dict,
+        description="Packed datasets that came from earlier jobs, by head ('Default' without heads), without content.",
+    )
     frames: dict[str, int] = Field(description="Number of frames by subset.")
     status: Literal["epochs", "time", "patience"] = Field(description="Why the run ended.")
     epochs: int = quantity("1", "Complete epochs.")
@@ -77,4 +89,7 @@ class TrainingDocument(Document):
     curves: tuple[CurvePoint, ...] = Field(description="Evaluations during the run.")
     hardware: Hardware = Field(description="What it was made on.")
     code_version: str = Field(description="Version of fieldflows.")
+    started_at: datetime | None = Field(
+        None, description="Start of the job that finished the run, UTC; null in documents of version 1."
+    )
     created_at: datetime = Field(default_factory=lambda: datetime.now(UTC), description="Time of creation, UTC.")

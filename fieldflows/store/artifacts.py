@@ -55,10 +55,9 @@ class StoreArtifacts:
     @classmethod
     def of(cls, job_store: JobStore | None, job: tuple[str, int] = ("", 1)) -> StoreArtifacts | None:
         """Return the artifacts of a JobStore; None if it has no additional store for them."""
-        for name in ADDITIONAL_STORES if job_store is not None else ():
-            if name in job_store.additional_stores:
-                return cls(job_store.additional_stores[name], name, job)
-        return None
+        stores = {} if job_store is None else job_store.additional_stores
+        found = next((name for name in ADDITIONAL_STORES if name in stores), None)
+        return None if found is None else cls(stores[found], found, job)
 
     @property
     def name(self) -> str:

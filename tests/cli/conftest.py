@@ -32,6 +32,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[...
     """Run a command in an empty folder, with the embedded store in it and no configuration of this machine."""
     for name in ("FIELDFLOWS_STORE", "JOBFLOW_CONFIG_FILE", "JOBFLOW_JOB_STORE", "FIELDFLOWS_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("FIELDFLOWS_ARTIFACTS", "FIELDFLOWS_MODELS"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))
     monkeypatch.chdir(tmp_path)

@@ -16,13 +16,18 @@ from pydantic import ValidationError
 from pymatgen.core import Lattice, Structure
 
 from fieldflows.errors import DataError
+from fieldflows.schemas.artifact import ArtifactReference
 from fieldflows.schemas.common import Document, Flag, finite_or_none, make_flag, structure_from_dict
+from fieldflows.schemas.dataset import DatasetDocument
 from fieldflows.schemas.dielectric import DielectricDocument, ModeSet
 from fieldflows.schemas.failure import FailureDocument
+from fieldflows.schemas.model import ModelDocument, RegisteredModel
 from fieldflows.schemas.provenance import ModelCard, Provenance, Relaxation
+from fieldflows.schemas.training import TrainingDocument
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENTS = (DielectricDocument, FailureDocument, ModeSet, Flag, ModelCard, Provenance, Relaxation)
+DOCUMENTS += (ArtifactReference, DatasetDocument, RegisteredModel, ModelDocument)
 
 
 def golden(name):
@@ -61,7 +66,12 @@ def test_documents_are_strict(cls):
 
 
 @pytest.mark.parametrize(
-    ("name", "cls"), [("dielectric_1.json", DielectricDocument), ("failure_1.json", FailureDocument)]
+    ("name", "cls"),
+    [
+        ("dielectric_1.json", DielectricDocument),
+        ("failure_1.json", FailureDocument),
+        ("training_1.json", TrainingDocument),
+    ],
 )
 def test_golden_documents_still_load_and_round_trip(name, cls):
     """One file for every released schema version; never change these files."""
