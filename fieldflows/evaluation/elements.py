@@ -130,11 +130,12 @@ def _outlier(
 ) -> Outlier:
     difference = np.abs(predicted - label)
     place = int(np.argmax(difference))
-    element, sums = None, (None, None)
+    element, label_sum, predicted_sum = None, None, None
     if quantity.observable in (LABEL, "forces"):
         element = chemical_symbols[int(frame.atoms.numbers[place // (len(label) // len(frame.atoms))])]
     if quantity.observable == LABEL:
-        sums = acoustic_sum_residual(published_charges(frame)), acoustic_sum_residual(prediction[LABEL])
+        label_sum = acoustic_sum_residual(published_charges(frame))
+        predicted_sum = acoustic_sum_residual(prediction[LABEL])
     return Outlier(
         name=quantity.name,
         unit=quantity.unit,
@@ -145,6 +146,6 @@ def _outlier(
         mae=float(difference.mean()),
         label=float(label[place]),
         predicted=float(predicted[place]),
-        label_sum=sums[0],
-        predicted_sum=sums[1],
+        label_sum=label_sum,
+        predicted_sum=predicted_sum,
     )

@@ -136,12 +136,12 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
     return _saved(figure, path)
 
 
-def _edges(values: FloatArray) -> FloatArray:
+def _edges(values: FloatArray) -> list[float]:
     """Return the edges of bars; the thousandth part at either end is drawn into the last bar there."""
     low, high = np.quantile(values, [0.001, 0.999])
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, BINS + 1)
+    return np.linspace(low, high, BINS + 1).tolist()
 
 
 def element_errors(elements: Sequence[ElementEvaluation], path: Path | None = None) -> Figure:
@@ -183,7 +183,7 @@ def sum_rules(label: Mapping[str, FloatArray], predicted: Mapping[str, FloatArra
     figure = new_figure(5.2, 3.4)
     ax = figure.subplots()
     floor = 1e-17
-    edges = np.logspace(-17, 1, 73)
+    edges = np.logspace(-17, 1, 73).tolist()
     for values, color, name in ((label, GRAY, "label as published"), (predicted, RED, "model")):
         ax.hist(np.maximum(np.concatenate(list(values.values())), floor), edges, color=color, label=name, alpha=0.85)
     ax.set(xscale="log", xlabel="largest component of |Σ Z*| (e)", ylabel="frames")
