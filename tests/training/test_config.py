@@ -131,4 +131,7 @@ def test_workflow_files_are_valid(monkeypatch):
         loaded = TrainingConfig.from_yaml(path)
         data = yaml.safe_load(path.read_text())
         assert loaded.model.name == data["model"]["name"]
-        assert Path(loaded.dataset.config).is_file()
+        sections = [loaded.dataset, *(head.dataset for head in loaded.heads.values())]
+        configs = [section.config for section in sections if section is not None]
+        assert configs
+        assert all(Path(config).is_file() for config in configs)

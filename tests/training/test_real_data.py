@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from fieldflows.backends.mace_field.checkpoint import save_checkpoint
 from fieldflows.backends.mace_field.derivatives import respond
 from fieldflows.backends.mace_field.engine.engine import fastest
+from fieldflows.backends.mace_field.foundation import describe
 from fieldflows.backends.mace_field.network import NetworkConfig, build_network
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
@@ -18,7 +20,7 @@ from fieldflows.training.config import TrainingConfig
 from fieldflows.training.data import average_neighbors, make_batch, make_frames
 from fieldflows.training.loop import train
 from fieldflows.training.response import full_response
-from fieldflows.training.setup import prepare
+from fieldflows.training.setup import load_dataset, prepare
 
 pytestmark = pytest.mark.skipif("FIELDFLOWS_DATA" not in os.environ, reason="FIELDFLOWS_DATA names no label files")
 ELECTRONIC = ("born_effective_charges", "polarizability")
@@ -44,9 +46,49 @@ def small(name: str, **run) -> TrainingConfig:
     )
 
 
+def test_the_campaigns_of_the_paper_can_be_prepared(tmp_path, monkeypatch):
+    """Fine-tuning with heads and replay, from a foundation of all elements in place of the one to download."""
+    from fieldflows.training import sources
+
+    datasets = {name: few(name, 30) for name in ("dataset_dielectric.yaml", "dataset_ferroelectric.yaml")}
+    monkeypatch.setattr(sources, "open_dataset", lambda section, labels=(): datasets[Path(section.config).name])
+    network = build_network(
+        NetworkConfig(
+            atomic_numbers=list(range(1, 95)), atomic_energies=[0.0] * 94, r_max=3.0, max_ell=1, correlation=2,
+            hidden_irreps="2x0e + 2x1o", MLP_irreps="2x0e", radial_MLP=[4], field_coupling=False,
+        ),
+        seed=0,
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "f.safetensors", network, describe(network, "all elements", ["energy", "forces"]))
+    config = TrainingConfig.from_yaml(WORKFLOWS / "train_multihead.yaml")
+    config = config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"backbone": str(tmp_path / "f.safetensors")}),
+            "run": config.run.model_copy(update={"device": "cpu"}),
+        }
+    )
+    data = load_dataset(config, tmp_path)
+    setup = prepare(config, {split: data.subset(split) for split in ("train", "valid", "test")})
+    assert setup.network.config.heads == ["mp-dielectric", "mp-ferroelectric", "pt_head", "Default"]
+    counts = {head: sum(f.head == head for f in setup.frames["train"]) for head in config.heads}
+    assert counts["pt_head"] == counts["mp-dielectric"] + counts["mp-ferroelectric"] > 20
+    assert set(setup.labels) == set(config.loss.labels)
+    assert float(setup.loss.terms["polarization"].weight) > 0
+    trained = {frame.name.split(" ")[0] for frame in setup.frames["train"]}
+    assert not trained & {frame.name.split(" ")[0] for split in ("valid", "test") for frame in setup.frames[split]}
+
+
+@pytest.mark.parametrize("name", ["batio3", "sio2", "ferroelectric"])
+def test_the_specialists_of_the_paper_can_be_trained(name, tmp_path):
+    data = few(f"dataset_{name}.yaml", 12)
+    result = train(small(f"train_{name}.yaml", batch_structures=2), tmp_path, dataset=data, figures=False)
+    assert result.status == "epochs"
+    assert all(np.isfinite(v["mae"]) for v in result.metrics["train"].values())
+
+
 def test_quartz_with_all_labels(tmp_path):
     data = few("dataset_sio2.yaml", 12)
-    result = train(small("train_sio2.yaml", batch_structures=1), tmp_path, dataset=data, figures=False)
+    result = train(small("train_sio2_small.yaml", batch_structures=1), tmp_path, dataset=data, figures=False)
     assert result.status == "epochs"
     names = {"energy_per_atom", "forces", "stress", "polarization", "born_charge_diagonal", "refractive_index"}
     assert names <= set(result.metrics["train"])
