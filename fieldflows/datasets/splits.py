@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -31,12 +32,20 @@ class SplitConfig(BaseModel):
     gap: int = Field(
         default=0, ge=0, description="Frames left out between two blocks.", json_schema_extra={"unit": "frames"}
     )
+    segments: int = Field(
+        default=1,
+        ge=1,
+        description="Blocks: cut the trajectory into so many stretches of equal length first, each with blocks of its "
+        "own, so that a trajectory through several states is judged in all of them.",
+    )
 
     @model_validator(mode="after")
     def _fractions_sum_to_one(self) -> SplitConfig:
         total = self.train + self.valid + self.test
         if abs(total - 1) > 1e-9:
             raise ValueError(f"train + valid + test must be 1, found {total:g}")
+        if self.segments > 1 and self.strategy != "blocks":
+            raise ValueError("segments belongs to strategy: blocks")
         return self
 
 
@@ -62,16 +71,19 @@ def split_blocks(indices: Sequence[int], config: SplitConfig) -> list[str | None
 
     Args:
         indices: Frame numbers along the trajectory, in any order.
-        config: Fractions and gap; the gap is taken from both sides of a boundary, half each.
+        config: Fractions, gap and segments; the gap is taken from both sides of a boundary, half each.
     """
     order = sorted(range(len(indices)), key=lambda k: indices[k])
-    n = len(order)
-    result: list[str | None] = [None] * n
-    bounds = [0, round(config.train * n), round((config.train + config.valid) * n), n]
+    total = len(order)
+    result: list[str | None] = [None] * total
     before, after = config.gap // 2, config.gap - config.gap // 2
-    for name, start, stop in zip(SPLITS, bounds, bounds[1:], strict=False):
-        first = start + (after if start > 0 else 0)
-        last = stop - (before if stop < n else 0)
-        for k in range(first, last):
-            result[order[k]] = name
+    ends = [round(total * k / config.segments) for k in range(config.segments + 1)]
+    for begin, end in pairwise(ends):
+        n = end - begin
+        bounds = [begin, begin + round(config.train * n), begin + round((config.train + config.valid) * n), end]
+        for name, start, stop in zip(SPLITS, bounds, bounds[1:], strict=False):
+            first = start + (after if start > 0 else 0)
+            last = stop - (before if stop < total else 0)
+            for k in range(first, last):
+                result[order[k]] = name
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -58,6 +59,24 @@ def test_blocks_are_contiguous_disjoint_and_separated(n, gap, shuffle):
     if n >= 100:
         assert len(kept) == n - 2 * gap
         assert {"train", "valid", "test"} == set(kept)
+
+
+@given(n=st.integers(200, 400), gap=st.integers(0, 3), segments=st.integers(2, 4))
+def test_segments_are_divided_one_by_one(n, gap, segments):
+    result = split_blocks(range(n), SplitConfig(strategy="blocks", gap=gap, segments=segments))
+    for k in range(n - 1):
+        if gap and result[k] is not None and result[k + 1] is not None:
+            assert result[k] == result[k + 1]
+    ends = [round(n * k / segments) for k in range(segments + 1)]
+    for begin, end in itertools.pairwise(ends):
+        kept = [name for name in result[begin:end] if name is not None]
+        assert kept == sorted(kept, key=["train", "valid", "test"].index)
+        assert set(kept) >= {"train", "test"}
+
+
+def test_segments_are_for_blocks():
+    with pytest.raises(ValueError, match="segments belongs to strategy: blocks"):
+        SplitConfig(segments=2)
 
 
 def test_block_sizes():
