@@ -113,6 +113,8 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
         quantities: Name to symbol, unit, and labels and predictions by subset.
         path: Where to save it.
     """
+    from matplotlib.ticker import NullLocator
+
     splits = list(dict.fromkeys(name for _, _, series in quantities.values() for name in series))
     figure = new_figure(3.3 * len(splits) + 0.6, 2.2 * len(quantities) + 0.3)
     panels = figure.subplots(len(quantities), len(splits), squeeze=False)
@@ -126,13 +128,14 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
             ax.hist(reference, edges, color=GRAY, label="label")
             ax.hist(predicted, edges, histtype="step", color=RED, linewidth=1.1, label="model")
             ax.set_yscale("log")
+            ax.yaxis.set_minor_locator(NullLocator())
             ax.set_ylim(bottom=0.7)
             ax.set_xlabel(with_unit(symbol, unit))
             ax.tick_params(labelsize=7)
         row[0].set_ylabel("values")
     for ax, split in zip(panels[0], splits, strict=True):
         ax.set_title(split)
-    next(ax for ax in panels.ravel() if ax.axison).legend(frameon=False, fontsize=7)
+    next(ax for ax in panels.ravel() if ax.axison).legend(frameon=False, fontsize=7, loc="upper right")
     return _saved(figure, path)
 
 

@@ -89,7 +89,8 @@ def draw_figures(result: Evaluation, directory: Path) -> dict[str, str]:
             name = f"parity_{quantity.name}.png"
             draw.density_parity(series, quantity.symbol, quantity.unit, directory / name)
             drawn[name] = f"{quantity.symbol}: model against label"
-            histograms[quantity.name] = (quantity.symbol, quantity.unit, series)
+            if quantity in QUANTITIES:
+                histograms[quantity.name] = (quantity.symbol, quantity.unit, series)
     draw.distributions(histograms, directory / "distributions.png")
     drawn["distributions.png"] = "Distributions of labels and predictions"
     for split in dict.fromkeys(item.split for item in document.elements):

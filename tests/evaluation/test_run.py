@@ -12,6 +12,7 @@ from PIL import Image
 from fieldflows import load_model
 from fieldflows.errors import EvaluationError, InputError, SettingsError
 from fieldflows.evaluation import forest
+from fieldflows.evaluation.figures import point_density
 from fieldflows.evaluation.predict import predict_frames
 from fieldflows.evaluation.run import evaluate
 from fieldflows.evaluation.settings import EvaluationSettings
@@ -34,7 +35,7 @@ def report(toy, noisy, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation") / "deep" / "report"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(forest, "TREES", 10)
-        return evaluate(toy, noisy, EvaluationSettings.of(splits=("all",), labels=LABELS), folder), folder
+        return evaluate(toy, noisy, EvaluationSettings.of(splits=("all",), labels=LABELS), folder, False), folder
 
 
 def test_the_author_of_the_labels_scores_zero(toy):
@@ -92,31 +93,50 @@ def test_elements_outliers_and_the_sum_rule(report):
 def test_everything_is_written(report):
     result, folder = report
     names = {item.name for item in folder.iterdir()}
-    assert {
+    assert names == {
         "README.md", "metrics.json", "errors.csv", "frames.csv", "elements.csv", "outliers.csv", "paths.csv",
-        "identities.csv", "distributions.png", "elements_test.png", "sum_rule.png", "path_profiles.png",
-        "spontaneous_polarization.png", "parity_forces.png", "parity_epsilon_electronic_mean.png",
-    } <= names  # fmt: skip
-    assert not any(name.endswith(".tmp") for name in names)
+        "identities.csv",
+    }  # fmt: skip
     document = EvaluationDocument.from_json_dict(json.loads((folder / "metrics.json").read_text()))
     assert document == result.document
     with (folder / "errors.csv").open() as handle:
         rows = list(csv.DictReader(handle))
-    row = next(
-        r for r in rows if (r["split"], r["quantity"], r["predictor"], r["head"]) == ("valid", "forces", "zero", "")
-    )
+    wanted = ("valid", "forces", "zero", "")
+    row = next(r for r in rows if (r["split"], r["quantity"], r["predictor"], r["head"]) == wanted)
     assert float(row["rmse"]) == document.subsets["valid"].quantities["forces"].baselines["zero"].rmse
     with (folder / "frames.csv").open() as handle:
         assert len(list(csv.DictReader(handle))) == 22
     text = (folder / "README.md").read_text()
     for words in ("Spontaneous polarization", "Acoustic sum rule", "holds", "forest: MAE (RMSE)", "BaTiO3"):
         assert words in text
+
+
+def test_figures_are_drawn(toy, noisy, tmp_path):
+    settings = EvaluationSettings.of(labels=("polarization", "born_effective_charges"), forest="off", identities=0)
+    evaluate(toy, noisy, settings, tmp_path)
+    names = {item.name for item in tmp_path.glob("*.png")}
+    quantities = ("polarization", "polarization_norm", "born_charge_diagonal", "born_charge_off_diagonal")
+    assert names == {
+        "distributions.png", "elements_test.png", "sum_rule.png", "path_profiles.png", "spontaneous_polarization.png",
+        *(f"parity_{name}.png" for name in quantities),
+    }  # fmt: skip
+    text = (tmp_path / "README.md").read_text()
     for name in names:
-        if name.endswith(".png"):
-            assert f"({name})" in text
-            with Image.open(folder / name) as image:
-                assert min(image.size) > 300
-                assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 10
+        assert f"({name})" in text
+        with Image.open(tmp_path / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 10
+
+
+def test_points_are_counted_around_each_point():
+    x = np.concatenate([np.full(50, 0.3), [0.8]])
+    density = point_density(x, x, (0.0, 1.0))
+    assert density[-1] == 1.0
+    assert 25 < density[0] <= 55
+    together = np.linspace(0.2, 0.7, 500)
+    assert point_density(together, together, (0.0, 1.0))[250] == pytest.approx(
+        np.exp(-(((together - together[250]) * np.sqrt(2) * 80) ** 2) / 8).sum(), rel=0.15
+    )
 
 
 def test_symmetry_changes_nothing(toy, noisy):
