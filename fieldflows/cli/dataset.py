@@ -29,6 +29,9 @@ def build(
     config: Annotated[Path, typer.Argument(help="YAML file: sources, thresholds, split.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for frames.extxyz and manifest.json.")],
     force: Annotated[bool, typer.Option("--force", help="Replace a dataset that is already there.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Also keep it as one file on this machine, where its digest finds it.")
+    ] = False,
 ) -> None:
     """Read the sources, convert, clean, split, and write a dataset."""
     from rich.console import Console
@@ -51,6 +54,13 @@ def build(
     dataset.save(out, overwrite=force)
     console = Console()
     _overview(console, dataset.manifest, str(out))
+    if keep:
+        from fieldflows.datasets import archive
+
+        archive.keep(dataset)
+        console.print(
+            f"Kept; in a training file: dataset: {{digest: {dataset.digest}}}", highlight=False, soft_wrap=True
+        )
 
 
 def inspect(

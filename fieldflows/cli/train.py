@@ -43,6 +43,10 @@ def train(
             "--set", metavar="KEY=VALUE", help="Any other key of the file, such as run.seed=1; can be repeated."
         ),
     ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option("--register", metavar="NAME", help="Register the model under this name.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, train nothing.")] = False,
 ) -> None:
     """Train a model on labeled crystals and write checkpoint, metrics and figures into the run directory.
@@ -59,6 +63,10 @@ def train(
     console = Console(quiet=rank > 0)
     if max_minutes is not None and max_minutes <= 0:
         raise SettingsError(f"--max-minutes must be positive, found {max_minutes:g}.")
+    if register is not None:
+        from fieldflows.models.find import registry
+
+        registry().check_name(register)
     options = {"run.max_minutes": max_minutes, "run.device": device, "run.epochs": epochs}
     settings, told = _changed(
         TrainingConfig.from_yaml(config), {key: v for key, v in options.items() if v is not None}, changes or []
@@ -84,6 +92,9 @@ def train(
         raise typer.Exit(130)
     if rank == 0:
         _summary(console, result)
+        if register is not None and result.checkpoint is not None:
+            entry = registry().register(result.checkpoint, register, new_version=True)
+            console.print(f"Registered {entry.title}, sha256 {entry.sha256}.", highlight=False)
 
 
 def _changed(
