@@ -1,4 +1,4 @@
-"""`fieldflows model register, list, show, fetch, remove`, and what `train --register` and `dataset build --keep` leave."""
+"""`fieldflows model register, list, show, fetch, remove`; `train --register` and `dataset build --keep`."""
 
 from __future__ import annotations
 
