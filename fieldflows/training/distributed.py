@@ -158,7 +158,7 @@ class SeveralRanks(Ranks):
             action()
         except RuntimeError as error:
             self.ended = True
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". This is")[0]
             raise TrainingError(
                 f"Process {self.rank} of {self.size} has lost the others, or one did not answer within "
                 f"{self.timeout:g} s ({reason}).",
