@@ -286,8 +286,9 @@ class TrainingConfig(Section):
             needed = replay is not None and (replay.labels == "foundation" or replay.selection == "farthest")
             if needed and self.model.backbone is None:
                 raise ValueError(f"heads.{name}.replay needs model.backbone for its labels or its selection")
-            asked = tuple(head.labels or ()) or (replay.observables if replay is not None else ())
-            absent = [key for key in asked if key not in self.loss.labels]
+            absent = [key for key in head.labels or () if key not in self.loss.labels]
+            if replay is not None and not set(replay.observables) & set(self.loss.labels):
+                absent = list(replay.observables)
             if absent:
                 raise ValueError(f"heads.{name} asks for {', '.join(absent)}, but loss.terms has no weight for that")
         if self.model.field_blocks == "zero":

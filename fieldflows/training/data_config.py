@@ -64,7 +64,9 @@ class ReplaySection(Section):
         "'foundation': what the backbone says at the start, computed once and kept in the run directory.",
     )
     observables: tuple[Literal["energy", "forces", "stress"], ...] = Field(
-        ("energy", "forces", "stress"), min_length=1, description="Labels to keep the network at."
+        ("energy", "forces", "stress"),
+        min_length=1,
+        description="Labels to keep the network at, those of them that the loss has a term for.",
     )
     frames: int | None = Field(None, ge=1, description="Structures to take; None takes all.")
     selection: Literal["random", "farthest"] = Field(

@@ -76,8 +76,9 @@ def replay_frames(
         LabelError: If labels are to come from a file that has none.
     """
     head = config.heads[name]
-    section = head.replay
-    assert section is not None
+    assert head.replay is not None
+    observables = tuple(key for key in head.replay.observables if key in config.loss.labels)
+    section = head.replay.model_copy(update={"observables": observables})
     notes: list[str] = []
     backbone = _backbone(config) if section.labels == "foundation" or section.selection == "farthest" else None
     frames = _candidates(section, others)

@@ -320,7 +320,7 @@ def test_replay_keeps_the_energies_of_the_foundation(foundation, dielectric):
         ]
         optimizer = torch.optim.Adam(setup.parameters.values(), lr=0.003)
         losses = []
-        for _ in range(20):
+        for _ in range(40):
             parts = [setup.loss(full_response(setup.network, batch, create_graph=True), batch)[0] for batch in batches]
             optimizer.zero_grad()
             torch.stack(parts).sum().backward(inputs=list(setup.parameters.values()))
