@@ -149,7 +149,7 @@ def _step_of_block(
     for side, (covariance, basis) in sides.items():
         covariance.lerp_(gradient @ gradient.T if side == "left" else gradient.T @ gradient, 1 - second)
         if count == 1:
-            basis.copy_(torch.linalg.eigh(covariance)[1])
+            basis.copy_(_eigenvectors(covariance))
     mean.lerp_(gradient, 1 - first)
     if count == 1 and sides:
         # one gradient has one direction of each side: the step along all others would be amplified rounding errors
@@ -166,6 +166,17 @@ def _step_of_block(
     if count % group["update_every"] == 0:
         for covariance, basis in sides.values():
             basis.copy_(torch.linalg.qr(covariance @ basis)[0])
+
+
+def _eigenvectors(matrix: torch.Tensor) -> torch.Tensor:
+    """Return the eigenvectors of a covariance; the axes where it is zero.
+
+    In double precision: one gradient has few nonzero eigenvalues, and single precision may not converge on the rest.
+    """
+    size = matrix.abs().max()
+    if size == 0:
+        return torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return torch.linalg.eigh(matrix.double() / size.double())[1].to(matrix.dtype)
 
 
 def _rotated(matrix: torch.Tensor, left: torch.Tensor | None, right: torch.Tensor | None) -> torch.Tensor:

@@ -52,6 +52,20 @@ def _by_hand(weight: np.ndarray, gradient: np.ndarray, state: dict[str, np.ndarr
             state["Q" + key] = torch.linalg.qr(product)[0].numpy()
 
 
+def test_gradients_of_low_rank_in_single_precision() -> None:
+    """Weights of elements that a first batch does not hold have no gradient, others one of rank one."""
+    parameter = torch.nn.Parameter(torch.zeros(2 * 64 * 64))
+    optimizer = SOAP([{"params": [parameter]}], {parameter: [(0, 64, 64), (64 * 64, 64, 64)]}, lr=0.01)
+    for step in range(12):
+        generator = torch.Generator().manual_seed(step)
+        outer = torch.outer(*torch.randn(2, 64, generator=generator)) * 1e-9
+        parameter.grad = torch.cat([outer.ravel(), torch.zeros(64 * 64)])
+        optimizer.step()
+    assert torch.isfinite(parameter).all()
+    assert parameter[: 64 * 64].detach().abs().max() > 1e-3
+    assert (parameter[64 * 64 :] == 0).all()
+
+
 def test_a_column_is_adam() -> None:
     start = torch.linspace(-1, 1, 7, dtype=torch.float64)
     ours, adams = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
