@@ -18,11 +18,13 @@ _PUBLIC = {
     "FieldCalculator": "fieldflows.calculators",
     "DielectricMaker": "fieldflows.flows.screening",
     "TrainMaker": "fieldflows.flows.training",
+    "EvaluateMaker": "fieldflows.flows.evaluation",
     "FieldflowsError": "fieldflows.errors",
 }
 
 __all__ = [
     "DielectricMaker",
+    "EvaluateMaker",
     "FieldCalculator",
     "FieldModel",
     "FieldflowsError",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from fieldflows.backends.base import FieldModel, ModelInfo, Response, load_model
     from fieldflows.calculators import FieldCalculator
     from fieldflows.errors import FieldflowsError
+    from fieldflows.flows.evaluation import EvaluateMaker
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.flows.training import TrainMaker
 
