@@ -247,7 +247,9 @@ def step_bytes(cost: FrameCost, channels: int, layers: int, item_size: int) -> f
     """Return about how much memory a training step takes for a frame at its peak, in bytes.
 
     An evaluation with second derivatives (:func:`~fieldflows.backends.mace_field.batches.peak_bytes`) and one third
-    of it for each field direction, whose graph is kept for the gradient: within a factor of two on the measured steps.
+    of it for each field direction, whose graph is kept for the gradient.  For 33 atoms in four crystals (128 channels,
+    cut-off 5 Å, float64, on a processor) that is 0.26 GB with one direction and 0.39 GB with three, where 0.24 and 0.40
+    were measured; steps without second derivatives are a guess.
 
     Args:
         cost: Atoms, edges, labels and directions.

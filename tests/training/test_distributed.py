@@ -104,7 +104,9 @@ def reference(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize(("name", "size"), [("unequal labels", 2), ("random directions", 3)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("unequal labels", 2), pytest.param("random directions", 3, marks=pytest.mark.slow)]
+)
 def test_several_processes_give_the_result_of_one(reference, name, size):
     assert_same(reference(name, size), reference(name))
     start = json.loads((reference(name, size) / "log.jsonl").read_text().splitlines()[0])
@@ -193,6 +195,7 @@ def test_an_error_on_one_ends_all_and_they_go_on_bitwise(reference, tmp_path):
     assert step_losses(tmp_path) == step_losses(reference("unequal labels", 2))
 
 
+@pytest.mark.slow  # three runs
 def test_the_death_of_one_ends_all_and_another_number_goes_on(reference, tmp_path):
     first, second = fail_together(tmp_path, "death")
     assert "has lost the others" in first[1]
