@@ -26,6 +26,9 @@ Series = Mapping[str, tuple[FloatArray, FloatArray]]
 BINS = 80
 """Cells of the density along an axis, and bars of a distribution."""
 
+MAX_POINTS = 60000
+"""Points that are drawn in a panel; errors are always those of all points."""
+
 SMOOTHING = 2.0
 """Width of the Gaussian that counts the points around a point, in cells."""
 
@@ -81,6 +84,9 @@ def density_parity(series: Series, symbol: str, unit: str, path: Path | None = N
     for k, (ax, (name, (reference, predicted))) in enumerate(zip(panels, series.items(), strict=True)):
         ax.plot(limits, limits, color="black", linewidth=0.7, zorder=1)
         order = np.argsort(densities[name])
+        if len(order) > MAX_POINTS:  # every k-th by density: the rare ones are all drawn, the crowded ones thinned
+            crowded = np.linspace(MAX_POINTS // 2, len(order) - 1, MAX_POINTS // 2).astype(int)
+            order = np.concatenate([order[: MAX_POINTS // 2], order[crowded]])
         points = ax.scatter(
             reference[order], predicted[order], c=densities[name][order], s=7, cmap=MAP, norm=norm, linewidths=0,
             rasterized=True, zorder=2,

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from fieldflows.datasets.paths import N_FRAMES, polarization_of
 from fieldflows.evaluation.statistics import quantity_evaluation
-from fieldflows.physics.polarization import fold_polarization
+from fieldflows.physics.polarization import fold_polarization, polarization_quantum
 from fieldflows.schemas.evaluation import PathEvaluation, QuantityEvaluation
 from fieldflows.training.metrics import FloatArray, Predictions
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
@@ -77,14 +77,21 @@ def evaluate_paths(frames: Sequence[LabeledFrame], predictions: Predictions) -> 
     complete, incomplete = [], []
     for (source, wfid), members in groups.items():
         if {0, N_FRAMES - 1} <= set(members):
-            complete.append(_path(source, wfid, *members[N_FRAMES - 1], *members[0]))
+            flags = tuple(sorted({flag for frame, _ in members.values() for flag in frame.flags}))
+            complete.append(_path(source, wfid, *members[N_FRAMES - 1], *members[0], flags))
         else:
             incomplete.append(f"{source}:{wfid}")
     return complete, incomplete
 
 
 def _path(
-    source: str, wfid: str, polar: LabeledFrame, at_polar: FloatArray, nonpolar: LabeledFrame, at_nonpolar: FloatArray
+    source: str,
+    wfid: str,
+    polar: LabeledFrame,
+    at_polar: FloatArray,
+    nonpolar: LabeledFrame,
+    at_nonpolar: FloatArray,
+    flags: tuple[str, ...],
 ) -> PathEvaluation:
     cells = np.array(polar.atoms.cell[:]), np.array(nonpolar.atoms.cell[:])
     label = spontaneous_polarization(polar.labels["polarization"], cells[0], nonpolar.labels["polarization"], cells[1])
@@ -104,25 +111,38 @@ def _path(
         predicted_norm=float(np.linalg.norm(predicted)) * scale,
         distance=float(np.linalg.norm(predicted - label)) * scale,
         folded_distance=float(np.linalg.norm(folded)) * scale,
+        quanta=polarization_quantum(cells[0]) * scale,
+        flags=flags,
     )
 
 
 def path_quantities(paths: Sequence[PathEvaluation]) -> dict[str, QuantityEvaluation]:
-    """Return the errors of |P_s| and of the vector P_s over paths, beside predicting zero."""
+    """Return the errors of P_s over paths, beside predicting zero: |P_s|, the vector, and the vector modulo quanta."""
     if not paths:
         return {}
     label, predicted = (np.array([getattr(path, name) for path in paths]) for name in ("label", "predicted"))
-    norms = [np.linalg.norm(value, axis=1) for value in (label, predicted)]
-    vectors = [label.ravel(), predicted.ravel()]
-    return {
-        name: quantity_evaluation(
-            symbol, UNIT, pair[0], pair[1], {"zero": (pair[0], np.zeros_like(pair[0]))}, len(paths), pair is vectors
+    zero = np.zeros_like(label)
+
+    def folded(value: FloatArray) -> FloatArray:
+        return label + [_fold(d, np.array(path.quanta)) for d, path in zip(value - label, paths, strict=True)]
+
+    found = {}
+    for name, symbol, view in (
+        ("spontaneous_polarization_norm", "|P_s|", lambda value: np.linalg.norm(value, axis=1)),
+        ("spontaneous_polarization", "P_s", np.ravel),
+        ("spontaneous_polarization_folded", "P_s modulo quanta", lambda value: folded(value).ravel()),
+    ):
+        reference = np.linalg.norm(label, axis=1) if symbol == "|P_s|" else label.ravel()
+        baselines = {"zero": (reference, view(zero))}
+        found[name] = quantity_evaluation(
+            symbol, UNIT, reference, view(predicted), baselines, len(paths), symbol != "|P_s|"
         )
-        for name, symbol, pair in (
-            ("spontaneous_polarization_norm", "|P_s|", norms),
-            ("spontaneous_polarization", "P_s", vectors),
-        )
-    }
+    return found
+
+
+def _fold(difference: FloatArray, quanta: FloatArray) -> FloatArray:
+    fractions = difference @ np.linalg.inv(quanta)
+    return (fractions - np.round(fractions)) @ quanta
 
 
 def raw_quantity(frames: Sequence[LabeledFrame], predictions: Predictions) -> dict[str, QuantityEvaluation]:

@@ -214,7 +214,7 @@ def _paths_text(document: EvaluationDocument) -> list[str]:
         "P_s = Σ_i [f_i(polar) − f_i(nonpolar)] a_i(polar)/Ω, not folded. Labels of frames are relative to the "
         "nonpolar end; 'as published' are those before that, modulo quanta."
     )
-    names = ("polarization", "polarization_raw", "spontaneous_polarization_norm", "spontaneous_polarization")
+    names = ("polarization", "polarization_raw", "spontaneous_polarization_norm", "spontaneous_polarization_folded")
     for split, subset in document.subsets.items():
         found = [subset.quantities[name] for name in names if name in subset.quantities]
         factors = [(item.symbol, factor) for item in found if (factor := item.factor("zero")) is not None]
@@ -223,6 +223,12 @@ def _paths_text(document: EvaluationDocument) -> list[str]:
         if members:
             folded = float(np.mean([path.folded_distance for path in members]))
             distance = float(np.mean([path.distance for path in members]))
+            sure = [path for path in members if "path_large_step" not in path.flags]
+            if 0 < len(sure) < len(members):
+                text += (
+                    f". Without the {len(members) - len(sure)} paths whose branch is unsure (path_large_step): mean "
+                    f"|ΔP_s| {np.mean([path.distance for path in sure]):.3g} µC/cm²"
+                )
             lines.append(
                 f"- {split}: {len(members)} paths; mean |ΔP_s| {distance:.3g} µC/cm², modulo quanta {folded:.3g}. "
                 f"RMSE of predicting zero divided by that of the model: {text}."

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from fieldflows.schemas.common import Document, Flag, Vector3, quantity
+from fieldflows.schemas.common import Document, Flag, Matrix3, Vector3, quantity
 from fieldflows.schemas.provenance import ModelCard
 
 SCHEMA_VERSION = 1
@@ -75,6 +75,8 @@ class PathEvaluation(Document):
     predicted_norm: float = quantity("µC/cm²", "|P_s| of the model.")
     distance: float = quantity("µC/cm²", "|P_s(model) − P_s(label)|.")
     folded_distance: float = quantity("µC/cm²", "The same modulo quanta of the polar end.")
+    quanta: Matrix3 = quantity("µC/cm²", "Quanta e a_i/Ω of the polar end, one per row.")
+    flags: tuple[str, ...] = Field((), description="Flags of its frames, such as 'path_large_step': an unsure branch.")
 
 
 class ElementEvaluation(Document):

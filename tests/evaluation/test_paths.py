@@ -63,7 +63,7 @@ def test_a_model_that_returns_the_labels_scores_zero():
     assert incomplete == []
     assert [path.path for path in paths] == ["a", "b"]
     found = path_quantities(paths)
-    for name in ("spontaneous_polarization_norm", "spontaneous_polarization"):
+    for name in found:
         assert found[name].model.rmse < 1e-12
         assert found[name].baselines["zero"].rmse > 10
     assert found["spontaneous_polarization"].count == 6
@@ -91,6 +91,18 @@ def test_a_whole_quantum_is_an_error_of_the_path_and_none_modulo_quanta():
     assert path.distance == pytest.approx(path.label_norm)
     assert path.label_norm > 10
     assert path.folded_distance < 1e-10
+    assert np.array(path.quanta)[2] == pytest.approx(path.label)
+    found = path_quantities([path])
+    assert found["spontaneous_polarization"].model.rmse > 10
+    assert found["spontaneous_polarization_folded"].model.rmse < 1e-10
+    assert found["spontaneous_polarization_folded"].baselines["zero"].rmse < 1e-10
+
+
+def test_flags_of_frames_are_those_of_the_path():
+    frames = made_path("a", np.array([0.0, 0.0, 0.5]), np.zeros(3))
+    frames[3] = frames[3].with_(flags=("path_large_step",))
+    (path,), _ = evaluate_paths(frames, [frame.labels for frame in frames])
+    assert path.flags == ("path_large_step",)
 
 
 def test_paths_without_an_end_are_named():
