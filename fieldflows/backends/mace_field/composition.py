@@ -66,6 +66,7 @@ class CompositionPolarizability(torch.nn.Module):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.float64))
         self.spread.fill_(1.0)
         self.lengths.fill_(1.0)
+        self._known: tuple[tuple[object, ...], tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def statistics(self, fractions: torch.Tensor) -> torch.Tensor:
         """Return mean, standard deviation, minimum and maximum of the properties, (g, 64), from (g, z) fractions."""
@@ -87,7 +88,7 @@ class CompositionPolarizability(torch.nn.Module):
         """Return k(x, x_m), (g, m), at fractions (g, z) and volumes per atom (g,) in Å³."""
         volume, statistics = self.standardized(fractions, volumes)
         known_fractions = self.fractions.double()
-        known_volume, known_statistics = self.standardized(known_fractions, self.volumes.double())
+        known_volume, known_statistics = self._references()
         lengths = self.lengths.double()
         squared = ((volume[:, None] - known_volume) / lengths[0]).square()
         squared = squared + _squared_distances(statistics, known_statistics) / lengths[1] ** 2
@@ -95,6 +96,14 @@ class CompositionPolarizability(torch.nn.Module):
         # the derivative of the root at zero is avoided; that of the kernel there is zero
         scaled = (3 * squared + 1e-12).sqrt()
         return (1 + scaled) * torch.exp(-scaled)
+
+    def _references(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return volumes and statistics of the reference compositions, computed anew when a buffer has changed."""
+        buffers = (self.properties, self.fractions, self.volumes, self.center, self.spread)
+        state = tuple((b.data_ptr(), b._version, b.device, b.dtype) for b in buffers)
+        if self._known is None or self._known[0] != state:
+            self._known = state, self.standardized(self.fractions.double(), self.volumes.double())
+        return self._known[1]
 
     def forward(self, fractions: torch.Tensor, volumes: torch.Tensor) -> torch.Tensor:
         """Return χ₀, (g,), at fractions (g, z) and volumes per atom (g,) in Å³."""

@@ -124,6 +124,16 @@ def test_it_is_intensive_and_batches_change_nothing() -> None:
     assert again.polarizability == pytest.approx(alone, abs=1e-13)
 
 
+def test_references_follow_the_buffers() -> None:
+    module = network().composition_polarizability
+    share, volume = torch.tensor([[0.5, 0.5]], dtype=torch.float64), torch.tensor([9.0], dtype=torch.float64)
+    before = float(module(share, volume))
+    module.properties.mul_(3.0)
+    after = float(module(share, volume))
+    assert after != pytest.approx(before, rel=1e-3)
+    assert after == pytest.approx(by_hand(module, share.numpy()[0], 9.0), rel=1e-6)
+
+
 def test_it_travels_with_the_checkpoint(tmp_path) -> None:  # type: ignore[no-untyped-def]
     single = network(torch.float32)
     save_checkpoint(tmp_path / "x.safetensors", single, CheckpointMetadata(name="x", network=single.config))
