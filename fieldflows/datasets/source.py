@@ -185,8 +185,10 @@ def frame_index(raw: RawFrame) -> int:
 
 
 def make_frame(source: Source, raw: RawFrame, labels: dict[str, Any], **extra: Any) -> LabeledFrame:
-    """Return a labeled frame; ``src_file`` and ``src_index`` of the file are kept as its origin."""
+    """Return a labeled frame; ``src_file`` and ``src_index`` of the file are kept as its origin, and ``relaxed``."""
     index = frame_index(raw)
+    if "relaxed" in raw.info:
+        extra["relaxed"] = raw.info["relaxed"]
     if "src_file" in raw.info:
         extra["origin"] = f"{raw.info['src_file']}:{index}"
     return LabeledFrame(

@@ -9,7 +9,6 @@ clock (``run.max_minutes`` that is reached, ``optimizer.sized_by: minutes``) is 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -22,7 +21,7 @@ import torch
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.errors import SettingsError, TrainingError
 from fieldflows.training.config import TrainingConfig
-from fieldflows.training.distributed import Ranks, joined
+from fieldflows.training.distributed import Ranks, agree, compare_weights, joined
 from fieldflows.training.evaluation import Interrupted
 from fieldflows.training.groups import parameter_groups
 from fieldflows.training.learner import Learner
@@ -30,6 +29,7 @@ from fieldflows.training.logs import LOG_NAME, RunLog, writing
 from fieldflows.training.metrics import evaluate_metrics, summary
 from fieldflows.training.process import locked, stop_signals, threads_set_to
 from fieldflows.training.result import Reporter, Status, TrainingResult
+from fieldflows.training.resume import CONFIG_NAME, check_state
 from fieldflows.training.sampler import epoch_batches
 from fieldflows.training.setup import SPLITS, Setup, load_dataset, prepare
 from fieldflows.training.state import TrainingState, clear_states, deserialize, load_state, save_state, serialize
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
 
 __all__ = ["CONFIG_NAME", "LOG_NAME", "Trainer", "train"]
-
-CONFIG_NAME = "config.yaml"
 
 
 def train(
@@ -84,22 +82,23 @@ def train(
                 raise TrainingError(f"Cannot use {directory} as run directory: {error.strerror}.") from error
             stack.enter_context(locked(directory))
         stack.enter_context(threads_set_to(config.run.threads))
-        data = dataset or load_dataset(config, directory)
+        data = dataset or _load(config, directory, ranks)
         if fresh and ranks.leader:
             clear_states(directory)
-        _agree(ranks, data.digest, config.digest)
+        agree(ranks, {"dataset": data.digest, "configuration": config.digest})
         setup = prepare(config, {split: data.subset(split) for split in SPLITS})
         trainer = Trainer(config, directory, setup, data.digest, reporter or Reporter(), ranks)
         return trainer.run(figures)
 
 
-def _agree(ranks: Ranks, *digests: str) -> None:
-    """Raise an error unless all processes have the same data and settings."""
-    numbers = [float(int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)) for digest in digests]
-    found = ranks.exchange(numbers)
-    for what, column in zip(("dataset", "configuration"), found.T, strict=True):
-        if len(set(column)) > 1:
-            raise TrainingError(f"The processes were given another {what} each.", "Start all with the same command.")
+def _load(config: TrainingConfig, directory: Path, ranks: Ranks) -> Dataset:
+    """Return the dataset; where the labels of a replay are computed and kept, the first process does it for all."""
+    alone = any(head.replay is not None for head in config.heads.values())
+    if not alone:
+        return load_dataset(config, directory)
+    data = load_dataset(config, directory) if ranks.leader else None
+    ranks.exchange()
+    return data or load_dataset(config, directory)
 
 
 class Trainer:
@@ -238,7 +237,7 @@ class Trainer:
     def _evaluate(self, epoch: float) -> dict[str, Any]:
         """Return the record of an evaluation of the (averaged) weights on the validation frames."""
         state = self.state
-        self._compare_weights()
+        compare_weights(self.ranks, list(self.setup.parameters.values()))
         means = {k: state.sums[k] / state.sums[f"{k}/count"] for k in state.sums if not k.endswith("/count")}
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -268,19 +267,6 @@ class Trainer:
         self.log.evaluation(record)
         self.reporter.evaluation(record, summary(record["metrics"]))
         return record
-
-    def _compare_weights(self) -> None:
-        """Raise an error if the weights of the processes are no longer the same."""
-        if self.ranks.size == 1:
-            return
-        with torch.no_grad():
-            values = torch.stack([weight.double().abs().sum() for weight in self.setup.parameters.values()])
-        found = self.ranks.exchange([float(values.sum())])[:, 0]
-        if not abs(found - found[0]).max() <= 1e-5 * abs(found[0]):
-            raise TrainingError(
-                f"The weights of the processes have drifted apart at step {self.state.step}.",
-                "Resume from the last state, on machines with the same software.",
-            )
 
     def _finish(self, status: Status, figures: bool) -> TrainingResult:
         """Put the best weights in, evaluate them on every split, and write checkpoint and report."""
@@ -337,24 +323,11 @@ class Trainer:
         if not self.ranks.leader and data:
             state = deserialize(data)
         if state is not None:
-            self._check(state)
+            check_state(state, self.config, self.state.dataset_digest, self.directory, self.learner.parameters)
             self.state = state
             self.learner.adopt(state, self.config.run.device)
             self.reporter.message(f"Going on at epoch {state.epoch}, step {state.step}.")
         self.log.begin(self.state.step, self.state.log_bytes, self.state.history)
-
-    def _check(self, state: TrainingState) -> None:
-        """Raise an error if a state belongs to another run."""
-        found = (state.config_digest, state.dataset_digest)
-        if found == (self.state.config_digest, self.state.dataset_digest):
-            return
-        what = "configuration" if found[0] != self.state.config_digest else "dataset"
-        advice = "Resume with the settings of that run, choose another --out, or start again with --fresh."
-        if found[0] == self.config.without_symmetry().digest:
-            advice = "That run did not know run.symmetry, or had it off: set it to false to go on. " + advice
-        raise TrainingError(
-            f"{self.directory} holds a run with another {what} (see {self.directory / CONFIG_NAME}).", advice
-        )
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()

@@ -236,6 +236,7 @@ def _labeled(
     sizes = [len(frame) for frame in frames]
     arrays = _read_cache(path, observables, sizes) or foundation_labels(network, frames, start, observables)
     if path is not None and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(partial, **arrays)  # type: ignore[arg-type]
         os.replace(partial, path)

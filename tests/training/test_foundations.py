@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 import torch
 
 from fieldflows.backends.mace_field.checkpoint import load_checkpoint
 from fieldflows.backends.mace_field.derivatives import respond
+from fieldflows.backends.mace_field.foundation import load_backbone
 from fieldflows.backends.mace_field.graphs import build_graph
 from fieldflows.datasets.extxyz import raw_from_atoms, write_extxyz
 from fieldflows.errors import LabelError, SettingsError, TrainingError, UnknownElementError
@@ -111,6 +114,17 @@ def test_elements_that_the_foundation_does_not_know_are_named_with_their_frames(
         prepare(zero_config(foundation), subsets(SmallDataset([*crystals.frames, strange])))
 
 
+def test_a_backbone_that_was_replaced_by_another_architecture_is_noticed(crystals, tmp_path):
+    path = save(plain_network(), tmp_path / "f.safetensors")
+    config = zero_config(path, run={"epochs": 1}, optimizer={"schedule": "constant"})
+    train(config, tmp_path / "run", dataset=crystals, figures=False)
+    save(plain_network(radial_MLP=[6]), path)
+    with pytest.raises(
+        TrainingError, match=r"another architecture: .* differ, such as interactions\.0.*model\.backbone"
+    ):
+        train(config, tmp_path / "run", dataset=crystals, figures=False)
+
+
 # ---- freezing and learning rates by part -----------------------------------------------------------------------------
 
 
@@ -188,14 +202,25 @@ def replay_config(foundation, replay, **changes):
     return heads_config(heads, model={"backbone": str(foundation), "field_blocks": "zero"}, **changes)
 
 
+@lru_cache
+def response_frames():
+    return (*frames_of(RESPONSE, (0, 1), ("train", "train")), *frames_of(RESPONSE, (2,), ("valid",)))
+
+
+@lru_cache
+def cached_backbone(path, **options):
+    return load_backbone(path, **options)
+
+
 @pytest.fixture
 def dielectric(monkeypatch):
-    """Stand in for the dataset of the dielectric head."""
+    """Stand in for the dataset of the dielectric head; the foundation is read once."""
     from types import SimpleNamespace
 
-    from fieldflows.training import sources
+    from fieldflows.training import replay, sources
 
-    frames = frames_of(RESPONSE, (0, 1), ("train", "train")) + frames_of(RESPONSE, (2,), ("valid",))
+    monkeypatch.setattr(replay, "load_backbone", cached_backbone)
+    frames = list(response_frames())
     monkeypatch.setattr(
         sources, "open_dataset", lambda section, labels=(): SimpleNamespace(frames=frames, digest="d" * 64)
     )

@@ -9,13 +9,16 @@ import pytest
 import torch
 from ase.build import make_supercell
 
+from fieldflows.datasets.config import DatasetConfig
+from fieldflows.datasets.dataset import build_dataset
 from fieldflows.errors import LabelError, SettingsError
 from fieldflows.training.config import LossSection, Term, TrainingConfig
 from fieldflows.training.data import make_batch, make_frames
+from fieldflows.training.data_config import DatasetSection
 from fieldflows.training.loss_config import parse_scale
 from fieldflows.training.losses import Loss, force_delta, quantum_distance
 from fieldflows.training.setup import prepare
-from fieldflows.training.sources import at_rest
+from fieldflows.training.sources import at_rest, open_dataset
 from fieldflows.training.weights import make_loss, spread_by_element, sum_rule_residual, trivial_losses
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
 from tests.training.crystals import LABELS, label, small_dataset, teacher, tiny_config
@@ -282,6 +285,23 @@ def test_crystals_that_the_data_call_relaxed_get_zero_forces_and_stress():
     assert "stress" in at_rest(items, "stated", ("forces",))[0].labels
     named = at_rest(items, ("teacher",), ("stress", "forces"))
     assert ["forces" in frame.labels for frame in named] == [True, True, False]
+
+
+def test_what_a_file_says_about_rest_reaches_the_labels(tmp_path):
+    from ase.io import write
+
+    crystals = [frame.atoms.copy() for frame in small_dataset(2, 0, 0, names=("energy",)).frames]
+    for number, atoms in enumerate(crystals):
+        atoms.info = {"REF_energy": -3.0 - number, "relaxed": number == 0}
+    write(tmp_path / "crystals.xyz", crystals)
+    source = {"type": "extxyz", "name": "mine", "path": str(tmp_path / "crystals.xyz"), "labels": {"energy": "eV"}}
+    for moving, expected in ((False, [True, False]), (True, [False, False])):
+        config = DatasetConfig.from_dict({"name": "d", "sources": [{**source, "is_trajectory": moving}]})
+        folder = build_dataset(config).save(tmp_path / f"built{moving}")
+        data = open_dataset(DatasetSection(path=str(folder), relaxed="stated"), ("energy", "forces"))
+        assert ["forces" in frame.labels for frame in data.frames] == expected
+    with pytest.raises(SettingsError, match="a trajectory or a path"):
+        open_dataset(DatasetSection(path=str(folder), relaxed=("mine",)), ("forces",))
 
 
 def test_what_is_not_at_rest_is_refused():
