@@ -12,6 +12,7 @@ message.  One that is gone is noticed by the others because the connection break
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -262,3 +263,31 @@ def flat_sum(ranks: Ranks, gradients: Sequence[torch.Tensor | None], like: Seque
     counts = flat[-len(gradients) :].tolist()
     parts = flat[: -len(gradients)].split([piece.numel() for piece in pieces])
     return [part.view_as(p) if count else None for part, p, count in zip(parts, like, counts, strict=True)]
+
+
+def agree(ranks: Ranks, digests: Mapping[str, str]) -> None:
+    """Raise an error unless all processes have the same data and settings.
+
+    Args:
+        ranks: The processes.
+        digests: What it is to its digest.
+    """
+    numbers = [float(int(hashlib.sha256(digest.encode()).hexdigest()[:12], 16)) for digest in digests.values()]
+    found = ranks.exchange(numbers)
+    for what, column in zip(digests, found.T, strict=True):
+        if len(set(column)) > 1:
+            raise TrainingError(f"The processes were given another {what} each.", "Start all with the same command.")
+
+
+def compare_weights(ranks: Ranks, weights: Sequence[torch.Tensor]) -> None:
+    """Raise an error if the weights of the processes are no longer the same, beyond rounding."""
+    if ranks.size == 1:
+        return
+    with torch.no_grad():
+        total = torch.stack([weight.double().abs().sum() for weight in weights]).sum()
+    found = ranks.exchange([float(total)])[:, 0]
+    if not abs(found - found[0]).max() <= 1e-5 * abs(found[0]):
+        raise TrainingError(
+            "The weights of the processes have drifted apart.",
+            "Resume from the last state, on machines with the same software.",
+        )
