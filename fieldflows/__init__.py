@@ -17,12 +17,15 @@ _PUBLIC = {
     "Response": "fieldflows.backends.base",
     "FieldCalculator": "fieldflows.calculators",
     "DielectricMaker": "fieldflows.flows.screening",
+    "DatasetMaker": "fieldflows.flows.dataset",
     "TrainMaker": "fieldflows.flows.training",
+    "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
     "FieldflowsError": "fieldflows.errors",
 }
 
 __all__ = [
+    "DatasetMaker",
     "DielectricMaker",
     "EvaluateMaker",
     "FieldCalculator",
@@ -31,6 +34,7 @@ __all__ = [
     "ModelInfo",
     "Response",
     "TrainMaker",
+    "TrainingFlowMaker",
     "__version__",
     "load_model",
 ]
@@ -39,9 +43,10 @@ if TYPE_CHECKING:
     from fieldflows.backends.base import FieldModel, ModelInfo, Response, load_model
     from fieldflows.calculators import FieldCalculator
     from fieldflows.errors import FieldflowsError
+    from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker
     from fieldflows.flows.screening import DielectricMaker
-    from fieldflows.flows.training import TrainMaker
+    from fieldflows.flows.training import TrainingFlowMaker, TrainMaker
 
 
 def __getattr__(name: str) -> Any:

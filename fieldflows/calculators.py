@@ -40,6 +40,7 @@ class FieldCalculator(Calculator):
         electric_field: (3,) in V/Å, or a callable of the time in fs that returns it; see :attr:`time`.
         dtype: ``"float64"`` or ``"float32"``, if the model is given by name.
         device: Torch device, if the model is given by name.
+        head: Head of a model with several, if it is given by name; the first by default.
         allow_untrained: Give energies and forces even if the model was not trained on them.
 
     Raises:
@@ -71,11 +72,14 @@ class FieldCalculator(Calculator):
         *,
         dtype: str = "float64",
         device: str = "cpu",
+        head: str | None = None,
         allow_untrained: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.model = load_model(model, dtype=dtype, device=device) if isinstance(model, str | Path) else model
+        if isinstance(model, str | Path):
+            model = load_model(model, head=head, dtype=dtype, device=device)
+        self.model = model
         self.allow_untrained = allow_untrained
         self._stepper: Stepper | None = self.model.stepper() if isinstance(self.model, SteppingModel) else None
         self._along: set[str] = set()

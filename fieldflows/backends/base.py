@@ -155,6 +155,11 @@ class ModelInfo:
     head: str = ""
 
     @property
+    def chosen_head(self) -> str | None:
+        """The head that is evaluated, if it is not the default one."""
+        return None if not self.head or self.head == self.heads[0] else self.head
+
+    @property
     def has_energy_surface(self) -> bool:
         """Whether the model was trained on energies and forces."""
         return set(self.trained_labels) >= ENERGY_SURFACE_LABELS

@@ -69,6 +69,13 @@ def screen(
     recompute: Annotated[bool, typer.Option("--recompute", help="Compute even what is stored.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="float64 or float32.")] = "float64",
     device: Annotated[str, typer.Option("--device", help="Torch device.")] = "cpu",
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="Head of a model with several; the first by default.", show_default=False),
+    ] = None,
+    hessian_head: Annotated[
+        str | None, typer.Option("--hessian-head", help="The same of the separate model.", show_default=False)
+    ] = None,
 ) -> None:
     """Compute the dielectric response of crystals and store it.
 
@@ -93,6 +100,8 @@ def screen(
         dtype=dtype,
         device=device,
         recompute=recompute,
+        head=head,
+        hessian_head=hessian_head,
     )
     card = maker.check()
     with _progress("reading", len(files), shown=len(files) >= MANY_FILES) as advance:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jobflow import Flow, Job, Maker, OutputReference
 
 from fieldflows import __version__
-from fieldflows.errors import InputError
+from fieldflows.errors import InputError, SettingsError
 from fieldflows.inputs import InputStructure
 from fieldflows.jobs.evaluate import extra_settings
 from fieldflows.jobs.models import ModelReference
@@ -43,6 +43,8 @@ class DielectricMaker(Maker):
         name: Name of the jobs.
         model: Model of the field response: a bundled name, a path, or ``sha256:`` and a hash.
         hessian_model: Separate model of forces and Hessian; it also relaxes.
+        head: Head of a model with several; the first by default.
+        hessian_head: The same of the separate model, which may be another head of the same file.
         settings: Settings of the property.
         relax: How to relax first; None for not at all.
         dtype: ``"float64"`` or ``"float32"``.
@@ -70,6 +72,8 @@ class DielectricMaker(Maker):
     chunk_atoms: int = 4000
     recompute: bool = False
     keep_hessians: bool = False
+    head: str | None = None
+    hessian_head: str | None = None
 
     def make(self, structures: Crystal | Sequence[Crystal]) -> Job | Flow:
         """Return the Job of one structure, or the Flow of a list.
@@ -118,26 +122,29 @@ class DielectricMaker(Maker):
             CapabilityError: If the models cannot give what the settings ask for.
         """
         self._shared()
-        return ModelReference.resolve(self.model, self.dtype, self.device)[1]
+        return self._resolve()[0][1]
 
     def keys(self, structures: Sequence[StructureLike | InputStructure]) -> list[str]:
         """Return the keys that the results of these structures will have, in their order.
 
         With :meth:`fieldflows.store.ResultsCollection.existing` this tells what is still to be computed.
         """
-        _, info = ModelReference.resolve(self.model, self.dtype, self.device)
-        hessian_info = None
-        if self.hessian_model is not None:
-            hessian_info = ModelReference.resolve(self.hessian_model, self.dtype, self.device)[1]
+        (_, info), (_, hessian_info) = self._resolve()
         bound = DielectricProperty(self.settings).bind(info, hessian_info)
-        extra = extra_settings(self.relax)
+        extra = extra_settings(self.relax, info, hessian_info)
         return [result_key(bound, _subject(item)["structure"], info, hessian_info, extra) for item in structures]
 
+    def _resolve(self) -> tuple[tuple[ModelReference, ModelInfo], tuple[ModelReference | None, ModelInfo | None]]:
+        """Return references and cards of the model and of the separate one."""
+        own = ModelReference.resolve(self.model, self.dtype, self.device, self.head)
+        if self.hessian_model is None:
+            if self.hessian_head is not None:
+                raise SettingsError("hessian_head is for a hessian_model.", "Name the model, the same one if need be.")
+            return own, (None, None)
+        return own, ModelReference.resolve(self.hessian_model, self.dtype, self.device, self.hessian_head)
+
     def _shared(self) -> dict[str, Any]:
-        model, info = ModelReference.resolve(self.model, self.dtype, self.device)
-        hessian, hessian_info = None, None
-        if self.hessian_model is not None:
-            hessian, hessian_info = ModelReference.resolve(self.hessian_model, self.dtype, self.device)
+        (model, info), (hessian, hessian_info) = self._resolve()
         DielectricProperty(self.settings).bind(info, hessian_info)
         if self.relax is not None:
             (hessian_info or info).require(("energy", "forces"), "relaxation")

@@ -21,7 +21,7 @@ from fieldflows.schemas.failure import FailureDocument
 from fieldflows.structures import as_atoms
 
 if TYPE_CHECKING:
-    from fieldflows.backends.base import FieldModel, Response
+    from fieldflows.backends.base import FieldModel, ModelInfo, Response
     from fieldflows.store.results import ResultsCollection
 
 TOGETHER = 8
@@ -94,7 +94,7 @@ def evaluate_chunk(
     bound = prop.bind(model.info, None if hessian_model is None else hessian_model.info)
     if relax is not None:
         (hessian_model or model).info.require(("energy", "forces"), "relaxation")
-    extra = extra_settings(relax)
+    extra = extra_settings(relax, model.info, None if hessian_model is None else hessian_model.info)
     outcome = ChunkOutcome()
     report = _REPORT.get() or (lambda _: None)
 
@@ -162,9 +162,18 @@ def evaluate_chunk(
     return outcome
 
 
-def extra_settings(relax: RelaxSettings | None) -> dict[str, Any]:
-    """Return what besides the property's own settings decides a result, in JSON types."""
-    return {} if relax is None else {"relax": relax.model_dump(mode="json")}
+def extra_settings(
+    relax: RelaxSettings | None, model: ModelInfo | None = None, hessian_model: ModelInfo | None = None
+) -> dict[str, Any]:
+    """Return what besides the property's own settings and the models' files decides a result, in JSON types.
+
+    Default heads do not count, so that results of models with one head keep their keys.
+    """
+    extra: dict[str, Any] = {} if relax is None else {"relax": relax.model_dump(mode="json")}
+    for name, info in (("head", model), ("hessian_head", hessian_model)):
+        if info is not None and info.chosen_head is not None:
+            extra[name] = info.chosen_head
+    return extra
 
 
 def _relaxed(subject: PropertyInput, model: FieldModel, relax: RelaxSettings | None) -> PropertyInput:
