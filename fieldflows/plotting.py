@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from fieldflows.schemas.evaluation import EvaluationDocument
     from fieldflows.schemas.training import TrainingDocument
 
 
@@ -80,3 +81,60 @@ def training_errors(document: TrainingDocument, path: str | Path | None = None) 
     if path is not None:
         figure.savefig(Path(path))
     return figure
+
+
+def evaluation_errors(document: EvaluationDocument, path: str | Path | None = None) -> Figure:
+    """Draw the mean absolute errors of an evaluation relative to those of each baseline, by quantity and subset.
+
+    A point below 1 means that the model knows more than the baseline.
+
+    Args:
+        document: The evaluation.
+        path: Where to save it.
+    """
+    from fieldflows.training.figures import COLORS, new_figure
+
+    names = list(dict.fromkeys(name for subset in document.subsets.values() for name in subset.quantities))
+    markers = dict(zip(document.baseline_definitions, "o^svDP", strict=False))
+    figure = new_figure(1.8 + 0.8 * len(names), 3.8)
+    ax = figure.subplots()
+    for k, (split, subset) in enumerate(document.subsets.items()):
+        for baseline, marker in markers.items():
+            points = [
+                (i + 0.12 * k, 1 / factor)
+                for i, name in enumerate(names)
+                if name in subset.quantities and (factor := subset.quantities[name].factor(baseline, "mae"))
+            ]
+            if points:
+                ax.plot(*zip(*points, strict=True), marker, color=COLORS.get(split), label=f"{split}, {baseline}")
+    ax.axhline(1.0, color="black", linewidth=0.8)
+    ax.set_ylim(bottom=0.0)
+    ax.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=6)
+    ax.set_ylabel("MAE / MAE of the baseline")
+    ax.legend(frameon=False, fontsize=7)
+    if path is not None:
+        figure.savefig(Path(path))
+    return figure
+
+
+def element_errors(document: EvaluationDocument, split: str = "test", path: str | Path | None = None) -> Figure:
+    """Draw the errors of Born effective charges by element, the worst first, beside the medians by element.
+
+    Args:
+        document: The evaluation.
+        split: Subset.
+        path: Where to save it.
+
+    Raises:
+        SettingsError: If the evaluation has no charges in that subset.
+    """
+    from fieldflows.errors import SettingsError, suggestion
+    from fieldflows.evaluation.figures import element_errors as draw
+
+    chosen = [item for item in document.elements if item.split == split]
+    if not chosen:
+        raise SettingsError(
+            f"This evaluation has no Born effective charges in a subset {split!r}.",
+            suggestion(split, {item.split for item in document.elements}),
+        )
+    return draw(chosen, None if path is None else Path(path))

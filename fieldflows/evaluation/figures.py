@@ -24,7 +24,13 @@ Series = Mapping[str, tuple[FloatArray, FloatArray]]
 """Name, such as a subset, to labels and predictions, flat arrays of one length."""
 
 BINS = 80
-"""Cells of the density along an axis, and bars of a distribution."""
+"""Cells of the density along an axis, and at most as many bars of a distribution."""
+
+CROWDED = 50
+"""Values in a bar from which on a distribution is drawn on a logarithmic scale."""
+
+FEW = 300
+"""Points up to which they are drawn large."""
 
 MAX_POINTS = 60000
 """Points that are drawn in a panel; errors are always those of all points."""
@@ -87,8 +93,9 @@ def density_parity(series: Series, symbol: str, unit: str, path: Path | None = N
         if len(order) > MAX_POINTS:  # every k-th by density: the rare ones are all drawn, the crowded ones thinned
             crowded = np.linspace(MAX_POINTS // 2, len(order) - 1, MAX_POINTS // 2).astype(int)
             order = np.concatenate([order[: MAX_POINTS // 2], order[crowded]])
+        size = 7 if len(order) > FEW else 20
         points = ax.scatter(
-            reference[order], predicted[order], c=densities[name][order], s=7, cmap=MAP, norm=norm, linewidths=0,
+            reference[order], predicted[order], c=densities[name][order], s=size, cmap=MAP, norm=norm, linewidths=0,
             rasterized=True, zorder=2,
         )  # fmt: skip
         _write_errors(ax, reference, predicted, unit)
@@ -131,11 +138,12 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
                 ax.set_axis_off()
                 continue
             reference, predicted = (np.clip(value, edges[0], edges[-1]) for value in series[split])
-            ax.hist(reference, edges, color=GRAY, label="label")
+            heights, *_ = ax.hist(reference, edges, color=GRAY, label="label")
             ax.hist(predicted, edges, histtype="step", color=RED, linewidth=1.1, label="model")
-            ax.set_yscale("log")
-            ax.yaxis.set_minor_locator(NullLocator())
-            ax.set_ylim(bottom=0.7)
+            if max(heights) > CROWDED:
+                ax.set_yscale("log")
+                ax.yaxis.set_minor_locator(NullLocator())
+                ax.set_ylim(bottom=0.7)
             ax.set_xlabel(with_unit(symbol, unit))
             ax.tick_params(labelsize=7)
         row[0].set_ylabel("values")
@@ -146,11 +154,11 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
 
 
 def _edges(values: FloatArray) -> list[float]:
-    """Return the edges of bars; the thousandth part at either end is drawn into the last bar there."""
+    """Return the edges of bars, fewer for fewer values; a thousandth at either end is drawn into the last bar there."""
     low, high = np.quantile(values, [0.001, 0.999])
     if high - low < 1e-12:
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, BINS + 1).tolist()
+    return np.linspace(low, high, int(np.clip(2 * np.sqrt(len(values)), 12, BINS)) + 1).tolist()
 
 
 def element_errors(elements: Sequence[ElementEvaluation], path: Path | None = None) -> Figure:

@@ -16,6 +16,7 @@ from fieldflows.evaluation.figures import point_density
 from fieldflows.evaluation.predict import predict_frames
 from fieldflows.evaluation.run import evaluate
 from fieldflows.evaluation.settings import EvaluationSettings
+from fieldflows.plotting import element_errors, evaluation_errors
 from fieldflows.schemas.evaluation import EvaluationDocument
 from tests.evaluation.made import LABELS, crystals, dataset, labeled, path
 
@@ -126,6 +127,20 @@ def test_figures_are_drawn(toy, noisy, tmp_path):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(maxcolors=10**6)) > 10
+
+
+def test_documents_alone_are_drawn(report, tmp_path):
+    document = report[0].document
+    figure = evaluation_errors(document, tmp_path / "errors.png")
+    item = document.subsets["test"].quantities["refractive_index"]
+    expected = item.model.mae / item.baselines["median"].mae
+    line = next(line for line in figure.axes[0].lines if line.get_label() == "test, median")
+    assert np.abs(line.get_ydata() - expected).min() < 1e-12
+    assert (tmp_path / "errors.png").stat().st_size > 1000
+    bars = element_errors(document, "train", tmp_path / "elements.png").axes[0].patches
+    assert [bar.get_height() for bar in bars] == [e.mae_diagonal for e in document.elements if e.split == "train"]
+    with pytest.raises(SettingsError, match="Did you mean 'train'"):
+        element_errors(document, "tran")
 
 
 def test_points_are_counted_around_each_point():
