@@ -40,6 +40,7 @@ from fieldflows.training.together import predict_together
 
 if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
+    from fieldflows.training.sources import HeadedDataset
 
 __all__ = ["CONFIG_NAME", "LOG_NAME", "Trainer", "train"]
 
@@ -91,7 +92,7 @@ def train(
         return trainer.run(figures)
 
 
-def _load(config: TrainingConfig, directory: Path, ranks: Ranks) -> Dataset:
+def _load(config: TrainingConfig, directory: Path, ranks: Ranks) -> Dataset | HeadedDataset:
     """Return the dataset; where the labels of a replay are computed and kept, the first process does it for all."""
     alone = any(head.replay is not None for head in config.heads.values())
     if not alone:
