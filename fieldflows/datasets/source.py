@@ -185,10 +185,12 @@ def frame_index(raw: RawFrame) -> int:
 
 
 def make_frame(source: Source, raw: RawFrame, labels: dict[str, Any], **extra: Any) -> LabeledFrame:
-    """Return a labeled frame; ``src_file`` and ``src_index`` of the file are kept as its origin, and ``relaxed``."""
+    """Return a labeled frame; origin (``src_file``, ``src_index``), ``relaxed`` and ``config_weight`` are kept."""
     index = frame_index(raw)
     if "relaxed" in raw.info:
         extra["relaxed"] = raw.info["relaxed"]
+    if "config_weight" in raw.info:
+        extra["weight"] = float(raw.info["config_weight"])
     if "src_file" in raw.info:
         extra["origin"] = f"{raw.info['src_file']}:{index}"
     return LabeledFrame(

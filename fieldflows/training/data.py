@@ -155,11 +155,21 @@ def make_frames(
                 graph=graph,
                 baseline=baseline,
                 outcome=outcome,
-                weight=float(item.extra.get("weight", 1.0)),
+                weight=_weight(item),
                 head=head[0] if head else None,
             )
         )
     return made
+
+
+def _weight(frame: LabeledFrame) -> float:
+    """Return the weight that a dataset gives a frame; 1 by default."""
+    weight = float(frame.extra.get("weight", 1.0))
+    if not (np.isfinite(weight) and weight > 0):
+        raise LabelError(
+            f"The weight of {frame.name} is {weight:g}; it must be positive.", "Leave the frame out of the dataset."
+        )
+    return weight
 
 
 def _checked(key: str, value: object, n_atoms: int, name: str) -> np.ndarray:

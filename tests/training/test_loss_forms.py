@@ -304,6 +304,42 @@ def test_what_a_file_says_about_rest_reaches_the_labels(tmp_path):
         open_dataset(DatasetSection(path=str(folder), relaxed=("mine",)), ("forces",))
 
 
+def test_weights_of_frames_come_from_the_file(tmp_path):
+    from ase.io import write
+
+    crystals = [frame.atoms.copy() for frame in small_dataset(2, 0, 0, names=("energy",)).frames]
+    for atoms, weight in zip(crystals, (0.25, 2.0), strict=True):
+        atoms.info = {"REF_energy": -3.0, "config_weight": weight}
+    write(tmp_path / "crystals.xyz", crystals)
+    source = {"type": "extxyz", "path": str(tmp_path / "crystals.xyz"), "labels": {"energy": "eV"}}
+    data = build_dataset(DatasetConfig.from_dict({"name": "d", "sources": [source]}))
+    made = make_frames(data.frames, ("energy",), NUMBERS, 3.5, torch.float64)
+    assert [frame.weight for frame in made] == [0.25, 2.0]
+    loss = Loss({"energy": Term(kind="l1")}, {"energy": 1.0})
+    batch = make_batch(made, ("energy",))
+    error = torch.tensor([2.0, 4.0], dtype=torch.float64)
+    found = float(loss({"energy": batch.targets["energy"] + error}, batch)[0])
+    assert found == pytest.approx((0.25 * 1.0 + 2.0 * 2.0) / 2.25)
+    wrong = [data.frames[0].with_(extra={"weight": 0.0})]
+    with pytest.raises(LabelError, match=r"weight of NaCl .* is 0; it must be positive"):
+        make_frames(wrong, ("energy",), NUMBERS, 3.5, torch.float64)
+
+
+def test_products_with_directions_use_the_scale_of_each_element(frames):
+    """For v = e_i the mean over i of |v·ΔZ|²/3 is |ΔZ|²/9, also with scales by element."""
+    key = "born_effective_charges"
+    labeled = [frame for frame in frames if key in frame.labels]
+    loss, _ = make_loss(LossSection(terms={key: Term(kind="mse", scale="spread by element")}), labeled)
+    batch = make_batch(labeled, (key,))
+    torch.manual_seed(2)
+    predicted = torch.randn_like(batch.targets[key])
+    total = 0.0
+    for axis in range(3):
+        v = torch.eye(3, dtype=torch.float64)[axis].expand(batch.n_graphs, 3)
+        total += float(loss({key: predicted[:, axis]}, batch, v)[0]) / 3
+    assert total == pytest.approx(float(loss({key: predicted}, batch)[0]), rel=1e-12)
+
+
 def test_what_is_not_at_rest_is_refused():
     data = small_dataset(2, 0, 0, names=("forces",)).frames
     with pytest.raises(SettingsError, match="a trajectory or a path"):
