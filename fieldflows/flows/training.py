@@ -37,6 +37,7 @@ class TrainMaker(Maker):
             or a FireWorks specification (``{"_fworker": "gpu"}``).
         figures: Draw learning curves and parity plots.
         register: Name under which the model is registered on the machine that trained it; None for none.
+        processes: Processes that train together on the worker, one for each of its GPUs.
 
     Example:
         >>> maker = TrainMaker(work_directory="/tmp/runs")
@@ -50,6 +51,7 @@ class TrainMaker(Maker):
     resources: dict[str, Any] = field(default_factory=dict)
     figures: bool = True
     register: str | None = None
+    processes: int = 1
 
     def make(
         self,
@@ -73,6 +75,8 @@ class TrainMaker(Maker):
         _check_datasets(settings, given)
         if self.register is not None:
             _check_name(self.register)
+        if self.processes < 1:
+            raise SettingsError(f"processes must be 1 or more, found {self.processes}.")
         directory = Path(self.work_directory).expanduser().resolve() / f"{settings.model.name}-{settings.digest[:12]}"
         made = train_model(
             settings.model_dump(mode="json"),
@@ -81,6 +85,7 @@ class TrainMaker(Maker):
             figures=self.figures,
             heads={head: _place(value) for head, value in heads.items()} if heads else None,
             register=self.register,
+            processes=self.processes,
         )
         made.name = f"{self.name} {settings.model.name}"
         made.update_metadata(

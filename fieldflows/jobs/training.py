@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobflow import JobConfig, job
 
 from fieldflows.jobs.artifacts import is_digest, job_artifacts, keep_file, obtain
+from fieldflows.jobs.processes import train_in_processes
 from fieldflows.schemas.artifact import ArtifactReference
 from fieldflows.schemas.training import TrainingDocument
 
@@ -29,6 +30,7 @@ def train_model(
     figures: bool = True,
     heads: Mapping[str, Any] | None = None,
     register: str | None = None,
+    processes: int = 1,
 ) -> TrainingDocument:
     """Train a model and return the document of the run.
 
@@ -43,6 +45,7 @@ def train_model(
         figures: Draw learning curves and parity plots.
         heads: The same by head.
         register: Name under which the model is registered on this machine.
+        processes: Processes of this machine that train together, one for each GPU.
 
     Raises:
         TrainingError: If the run cannot go on, or was asked to stop.
@@ -60,6 +63,9 @@ def train_model(
         settings, archives = with_datasets(settings, given)
         if archives:
             directory = f"{directory}-{_mark(settings, archives)}"
+        if processes > 1:
+            train_in_processes(settings, directory, processes)
+        # after several processes the run is at its end, and what is left is the report
         document = training_document(settings, train(settings, directory, figures=figures))
     updates: dict[str, Any] = {
         "checkpoint_file": keep_file(document.checkpoint),
