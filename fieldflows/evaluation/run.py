@@ -155,7 +155,7 @@ def _document(
         outliers=tuple(outliers),
         identities=tuple(identities),
         problems=tuple(predicted.problems),
-        flags=tuple(_flags(subsets, predicted, identities, baselines)),
+        flags=tuple(_flags(settings.splits, subsets, predicted, identities, baselines)),
         baseline_definitions=baselines.definitions,
         settings=settings.model_dump(mode="json"),
         seed=settings.seed,
@@ -195,6 +195,7 @@ def _seen(model: FieldModel) -> set[str] | None:
 
 
 def _flags(
+    splits: Sequence[str],
     subsets: dict[str, SubsetEvaluation],
     predicted: Predicted,
     identities: Sequence[IdentityCheck],
@@ -223,6 +224,9 @@ def _flags(
                     0,
                 )
             )
+    for split in splits:
+        if split not in subsets:
+            flags.append(make_flag("empty_subset", f"No frame of subset {split} was compared."))
     if predicted.problems:
         total = len(predicted.problems) + len(predicted.frames)
         flags.append(

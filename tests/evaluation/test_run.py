@@ -213,13 +213,15 @@ def test_a_frame_that_fails_is_listed_and_the_rest_goes_on(toy, tmp_path):
     bad.positions[1] = bad.positions[0]
     odd = frames[11].with_(atoms=frames[11].atoms.copy(), source_index=99)
     odd.atoms.numbers[0] = 118
-    data = dataset([*frames[:10], frames[10].with_(atoms=bad), frames[11], odd])
-    document = evaluate(toy, data, EvaluationSettings.of(forest="off", identities=1), tmp_path, False).document
+    data = dataset([*frames[:8], frames[10].with_(atoms=bad), frames[11], odd])
+    settings = EvaluationSettings.of(splits=("valid", "test"), forest="off", identities=1)
+    document = evaluate(toy, data, settings, tmp_path, False).document
     kinds = {problem.kind for problem in document.problems}
     assert len(document.problems) == 2
     assert "failed" in kinds
     assert document.subsets["test"].frames == 1
-    assert [flag.code for flag in document.flags] == ["frames_left_out"]
+    assert [flag.code for flag in document.flags] == ["empty_subset", "frames_left_out"]
+    assert list(document.subsets) == ["test"]
     assert "Frames left out" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "problems.csv").is_file()
 
