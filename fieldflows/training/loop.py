@@ -9,6 +9,7 @@ clock (``run.max_minutes`` that is reached, ``optimizer.sized_by: minutes``) is 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from fieldflows.training.sources import HeadedDataset
 
 __all__ = ["CONFIG_NAME", "LOG_NAME", "Trainer", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -132,7 +135,8 @@ class Trainer:
         run = config.run
         groups = parameter_groups(setup.network, config)
         self.learner = Learner(config, setup, {name: group.factor for group in groups for name in group.params})
-        self.steps = Stepper(config, setup, self.evaluator, self.ranks, self.reporter.message)
+        tell = self.reporter.message if self.ranks.leader else logger.warning
+        self.steps = Stepper(config, setup, self.evaluator, self.ranks, tell)
         self.limits = effective_limits(run)
         self.portions = self.limits.tightened(memory_limits(run))
         self.batches_per_epoch = len(self._batches(0))
