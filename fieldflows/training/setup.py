@@ -218,8 +218,7 @@ def make_network(
                 f"{settings.backbone!r}.",
                 "Use model.element_polarizability with a backbone.",
             )
-        network, origin = _from_backbone(config, train, dtype)
-        _check_elements(network, everything)
+        network, origin = _from_backbone(config, train, everything, dtype)
         provenance: dict[str, object] = {"backbone": origin}
     else:
         architecture = _architecture(config, train, everything)
@@ -315,7 +314,7 @@ def _check_elements(network: MACEFieldNetwork, frames: Sequence[LabeledFrame]) -
 
 
 def _from_backbone(
-    config: TrainingConfig, train: Sequence[LabeledFrame], dtype: torch.dtype
+    config: TrainingConfig, train: Sequence[LabeledFrame], everything: Sequence[LabeledFrame], dtype: torch.dtype
 ) -> tuple[MACEFieldNetwork, dict[str, object]]:
     from fieldflows.backends.mace_field.foundation import load_backbone, with_field
     from fieldflows.backends.mace_field.heads import with_heads
@@ -324,6 +323,7 @@ def _from_backbone(
     name = str(settings.backbone)
     path = expand_path(name)
     network, metadata = load_backbone(path if path.is_file() else name, trust_pickle=settings.trust_pickle, dtype=dtype)
+    _check_elements(network, everything)
     if settings.field_blocks == "zero" and network.config.field_coupling:
         raise SettingsError(
             f"model.field_blocks is 'zero', but the backbone {metadata.name!r} has field blocks already.",
