@@ -128,7 +128,7 @@ def fit_composition_polarizability(frames: Sequence[LabeledFrame], atomic_number
     mean = float(target.mean())
     amplitude, noise, lengths = _most_likely(parts, target - mean)
     matrix = amplitude**2 * _kernel(parts, lengths) + noise**2 * np.eye(len(chi))
-    inverse = np.linalg.inv(matrix)
+    inverse = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
     solution = inverse @ (target - mean)
     with torch.no_grad():
         module.lengths.copy_(torch.as_tensor(lengths))

@@ -107,9 +107,9 @@ class SOAP(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-            sides = sum(side**2 for _, *shape in blocks for side in _preconditioned(shape))
-            state["covariance"] = parameter.new_zeros(sides)
-            state["basis"] = parameter.new_zeros(sides)
+            numbers = sum(side**2 for _, *shape in blocks for side in _preconditioned(shape))
+            state["covariance"] = parameter.new_zeros(numbers)
+            state["basis"] = parameter.new_zeros(numbers)
         state["step"] += 1
         count = int(state["step"])
         if group["weight_decay"]:
@@ -123,7 +123,7 @@ class SOAP(torch.optim.Optimizer):
         place = 0
         for offset, rows, columns in blocks:
             views = {key: v[offset : offset + rows * columns].view(rows, columns) for key, v in flat.items()}
-            sides = {}
+            sides: dict[str, tuple[torch.Tensor, ...]] = {}
             for side, extent in (("left", rows), ("right", columns)):
                 if _preconditioned((extent,)):
                     cut = slice(place, place + extent**2)

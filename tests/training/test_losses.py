@@ -173,9 +173,7 @@ def test_displacements_depend_on_seed_and_step_and_leave_the_original(dataset):
     assert torch.equal(displaced(batch.graph, 0.05, standard_normal(n, 1, 2))["positions"], moved["positions"])
     assert not torch.equal(displaced(batch.graph, 0.05, standard_normal(n, 1, 3))["positions"], moved["positions"])
     torch.testing.assert_close(fastest(network)(moved)[0], network(moved)[0], atol=1e-10, rtol=1e-10)
-    widths = [
-        displaced(batch.graph, 0.05, standard_normal(n, 0, step))["positions"] - before for step in range(300)
-    ]
+    widths = [displaced(batch.graph, 0.05, standard_normal(n, 0, step))["positions"] - before for step in range(300)]
     assert float(torch.stack(widths).std()) == pytest.approx(0.05, rel=0.03)
 
 
