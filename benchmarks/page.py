@@ -192,7 +192,8 @@ def sample(sections: dict[str, Any]) -> str:
         b = s["baseline"]
         rows.append(
             (
-                f"the baseline on {b['crystals']} of them, both timed in another run, extrapolated from 2 rows of H each",
+                f"the baseline on {b['crystals']} of them, both timed in another run, "
+                "extrapolated from 2 rows of H each",
                 f"{b['seconds'] / 60:.1f} min against {b['product_seconds'] / 60:.1f} min: "
                 f"{b['ratio']:.0f} times (median of the crystals {b['median_ratio']:.0f})",
             )
