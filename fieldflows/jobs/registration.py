@@ -9,7 +9,7 @@ from jobflow import JobConfig, job
 
 from fieldflows import __version__, artifacts
 from fieldflows.errors import SettingsError
-from fieldflows.jobs.artifacts import keep_file, obtain, store_of_job
+from fieldflows.jobs.artifacts import keep_file, obtain
 from fieldflows.schemas.artifact import ArtifactReference
 from fieldflows.schemas.model import ModelDocument
 
@@ -50,14 +50,6 @@ def register_model(training: Any, name: str, evaluations: Mapping[str, Any] | No
         evaluations={head: _errors(document) for head, document in (evaluations or {}).items()},
         code_version=__version__,
     )
-
-
-def known_in_store(name: str) -> str | None:
-    """Return the sha256 of the model of a name in the store of the running job."""
-    from fieldflows.models.find import model_label
-
-    kept = store_of_job()
-    return None if kept is None else kept.find(model_label(name))
 
 
 def _reference(training: Any) -> ArtifactReference:

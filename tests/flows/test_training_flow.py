@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from monty.json import MontyDecoder, MontyEncoder
 from fieldflows import artifacts, load_model
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
-from fieldflows.errors import ArtifactError, DataError, SettingsError
+from fieldflows.errors import ArtifactError, DataError, SettingsError, TrainingError
 from fieldflows.flows.dataset import DatasetMaker
 from fieldflows.flows.evaluation import EvaluateMaker
 from fieldflows.flows.training import TrainingFlowMaker, TrainMaker
@@ -184,6 +186,43 @@ def test_a_second_attempt_on_another_machine_goes_on(sources: Path, tmp_path: Pa
     events = [json.loads(line)["event"] for line in (Path(first.directory) / "log.jsonl").read_text().splitlines()]
     assert events.count("start") == 1
     assert events.count("step") == first.steps
+
+
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(
+    sources: Path, tmp_path: Path, machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fieldflows.training import loop
+
+    store = get_store(tmp_path / "s.db")
+    dataset = DatasetMaker().make(sources / "data.yaml")
+    dataset.run(store)
+    shutil.rmtree(sources)
+    settings = {**_train(sources), "run": {**_train(sources)["run"], "checkpoint_steps": 1, "epochs": 3}}
+    jobs = [
+        TrainMaker(work_directory=str(tmp_path / name), figures=False).make(settings, dataset.output)
+        for name in ("whole", "stopped")
+    ]
+    whole = TrainingDocument.from_json_dict(_run(jobs[0], store))
+    saved = 0
+
+    def save(*words: Any) -> None:
+        nonlocal saved
+        saved += 1
+        original(*words)
+        if saved == 2:
+            os.kill(os.getpid(), signal.SIGTERM)  # as a queue does before the end of the wall time
+
+    original = loop.save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_state", save)
+        with pytest.raises(TrainingError, match="was stopped at step"):
+            jobs[1].run(store)
+    assert store.query_one({"uuid": jobs[1].uuid}) is None
+    machine("another")
+    ended = TrainingDocument.from_json_dict(_run(jobs[1], store))
+    assert ended.steps == whole.steps
+    assert ended.metrics == whole.metrics
+    assert ended.checkpoint_sha256 == whole.checkpoint_sha256
 
 
 def test_fireworks_runs_the_chain(sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

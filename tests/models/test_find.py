@@ -15,6 +15,7 @@ from ase.build import bulk
 from fieldflows import artifacts, load_model
 from fieldflows.artifacts import FileArtifacts, file_sha256
 from fieldflows.backends.mace_field.checkpoint import load_checkpoint
+from fieldflows.backends.mace_field.foundation import load_backbone
 from fieldflows.backends.mace_field.model import MACEFieldModel
 from fieldflows.errors import ArtifactError, CheckpointError, SettingsError
 from fieldflows.jobs.models import ModelReference
@@ -148,6 +149,18 @@ def test_heads(tmp_path: Path) -> None:
     registry().register(path, "two")
     with pytest.raises(CheckpointError, match="give head='mp-ferroelectric'"):
         load_model("two@mp-ferroelectric")
+
+
+def test_backbones_are_found_alike(checkpoint) -> None:
+    path, sha256 = checkpoint
+    registry().register(path, "oxide")
+    path.unlink()
+    for name in ("oxide", "oxide@1", f"sha256:{sha256}", f"sha256:{sha256[:9]}"):
+        network, metadata = load_backbone(name)
+        assert metadata.name == "oxide 0"
+        assert network.config.atomic_numbers == [8, 12]
+    with pytest.raises(CheckpointError, match=r"No backbone 'oxidd'.*Did you mean 'oxide'"):
+        load_backbone("oxidd")
 
 
 def test_a_job_finds_its_model_by_hash_where_the_name_is_unknown_or_new(checkpoint, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, load_c
 from fieldflows.backends.mace_field.graphs import build_graph
 from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConfig, build_network, check_backbone
 from fieldflows.errors import BackboneError, CheckpointError, suggestion
+from fieldflows.models.find import known_names, locate
 
 Initialization = Literal["random", "zero"]
 
@@ -166,7 +167,8 @@ def load_backbone(
     ``.model`` files are pickles, which can run code on loading.
 
     Args:
-        name: ``path.safetensors``, ``path.model`` or a name of mace's foundation models.
+        name: ``path.safetensors``, ``path.model``, a name of mace's foundation models, or what else
+            :func:`fieldflows.load_model` takes: a bundled or registered name, ``sha256:...``, an address with its hash.
         trust_pickle: Say that the origin of a pickle is trusted.
         dtype: Precision; as stored by default.
 
@@ -185,9 +187,14 @@ def load_backbone(
         return network.to(dtype) if dtype else network, metadata
     names = foundation_names()
     if str(name) not in names:
-        raise CheckpointError(
-            f"No backbone {str(name)!r}: no such file or foundation name.", suggestion(str(name), names)
-        )
+        found = locate(str(name))
+        if found is None:
+            known = [*names, *known_names()]
+            raise CheckpointError(
+                f"No backbone {str(name)!r}: no such file or foundation name.", suggestion(str(name), known)
+            )
+        network, metadata, _ = load_checkpoint(found, dtype)
+        return network, metadata
     pickles.require_trust(str(name), trust_pickle)
     network, metadata = pickles.convert(download_foundation(str(name)), trust=True)
     metadata = metadata.model_copy(
