@@ -4,7 +4,7 @@ For a block W of weights, rows by columns, with gradient G in step t::
 
     L ← β₂ L + (1 − β₂) G Gᵀ,   R ← β₂ R + (1 − β₂) Gᵀ G,   M ← β₁ M + (1 − β₁) G
     G' = Q_Lᵀ G Q_R,   V ← β₂ V + (1 − β₂) G'²
-    W ← W − η Q_L [ Q_Lᵀ M Q_R/(1 − β₁ᵗ) / (√(V/(1 − β₂ᵗ⁻¹)) + ε) ] Q_Rᵀ
+    W ← W − η Q_L clamp[ Q_Lᵀ M Q_R/(1 − β₁ᵗ) / (√(V/(1 − β₂ᵗ)) + ε), −1, 1 ] Q_Rᵀ
 
 Q_L and Q_R hold the eigenvectors of L and R; every few steps they are brought up to date by one power iteration and
 a QR decomposition.  Directions in which the loss is steep and directions in which it is flat thus get steps of their
@@ -12,7 +12,10 @@ own also where they mix many weights, as they do in the linear maps between chan
 
 The weights of such networks are stored flat: one parameter holds the matrices of many pairs of irreps side by side.
 :func:`weight_blocks` finds them.  A side of a block that is longer than :data:`LARGEST_SIDE` is left as it is, and a
-block of one number is plain Adam.  The first gradient only sets up the bases of the blocks that have one.
+block of one number is plain Adam.  The first gradient only sets up the bases of the blocks that have one, so that t
+counts from the second one there.  The clamp is not in the paper: with β₁ = β₂ nothing exceeds it in a fixed basis, but
+right after an update of the bases V belongs to the old one, and where it was nearly zero the quotient could be
+anything.
 """
 
 from __future__ import annotations
@@ -150,16 +153,17 @@ def _step_of_block(
         covariance.lerp_(gradient @ gradient.T if side == "left" else gradient.T @ gradient, 1 - second)
         if count == 1:
             basis.copy_(_eigenvectors(covariance))
-    mean.lerp_(gradient, 1 - first)
     if count == 1 and sides:
         # one gradient has one direction of each side: the step along all others would be amplified rounding errors
         return
+    mean.lerp_(gradient, 1 - first)
     left = sides["left"][1] if "left" in sides else None
     right = sides["right"][1] if "right" in sides else None
     square.lerp_(_rotated(gradient, left, right).square(), 1 - second)
     seen = count - 1 if sides else count
     size = (square / (1 - second**seen)).sqrt_().add_(group["eps"])
-    change = _rotated(mean, left, right).div_(1 - first**count).div_(size)
+    # with β₁ = β₂ no component exceeds 1 in a fixed basis (Jensen), but V stays behind when the basis turns
+    change = _rotated(mean, left, right).div_(1 - first**seen).div_(size).clamp_(-1.0, 1.0)
     change = change if left is None else left @ change
     change = change if right is None else change @ right.T
     views["weight"].sub_(change, alpha=group["lr"])
