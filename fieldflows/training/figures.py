@@ -26,6 +26,10 @@ def new_figure(width: float = 5.0, height: float = 4.0) -> Figure:
     return figure
 
 
+PANELS_IN_A_ROW = 3
+"""More are illegible on a page."""
+
+
 def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | None = None) -> Figure:
     """Draw loss and validation errors against the epoch.
 
@@ -34,8 +38,12 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | None = No
         path: Where to save it.
     """
     names = [name for name in (history[-1]["metrics"] if history else {}) if "off_diagonal" not in name]
-    figure = new_figure(4.0 * (1 + len(names)) if names else 5.0, 3.4)
-    axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
+    columns = min(1 + len(names), PANELS_IN_A_ROW)
+    rows = -(-(1 + len(names)) // columns)
+    figure = new_figure(4.0 * columns if names else 5.0, 3.4 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for spare in axes[1 + len(names) :]:
+        spare.remove()
     epochs = [record["epoch"] for record in history]
     for split in ("train", "valid"):
         points = [(e, r[split]["loss"]) for e, r in zip(epochs, history, strict=True) if "loss" in r.get(split, {})]
@@ -45,7 +53,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], path: Path | None = No
     if history:
         axes[0].set_yscale("log")
         axes[0].legend(frameon=False)
-    for ax, name in zip(axes[1:], names, strict=True):
+    for ax, name in zip(axes[1:], names, strict=False):
         points = [(e, r["metrics"][name]["mae"]) for e, r in zip(epochs, history, strict=True) if name in r["metrics"]]
         ax.plot(*zip(*points, strict=True), color=COLORS["valid"], marker=".")
         unit = history[-1]["metrics"][name]["unit"]
