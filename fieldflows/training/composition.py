@@ -12,7 +12,7 @@ Logarithms, because crystals with a small gap have large χ that is known to a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +24,9 @@ from fieldflows.errors import SettingsError
 from fieldflows.units import EPSILON_VACUUM
 
 if TYPE_CHECKING:
+    from fieldflows.backends.mace_field.network import MACEFieldNetwork
     from fieldflows.datasets.frame import LabeledFrame
+    from fieldflows.training.data import Frame
 
 FloatArray = NDArray[np.float64]
 
@@ -140,6 +142,41 @@ def fit_composition_polarizability(frames: Sequence[LabeledFrame], atomic_number
         "refractive_index": float(np.abs(np.sqrt(1 + left_out) - np.sqrt(1 + chi)).mean()),
     }
     return CompositionFit(module, len(chosen), noise, amplitude, errors)
+
+
+def isotropic_part_of_composition(frames: Sequence[Frame], network: MACEFieldNetwork) -> list[Frame]:
+    """Return frames whose α is compared with α − (tr α/3) I + ε_vac χ₀ I in the loss.
+
+    What the process leaves of the isotropic part of the training labels is noise to a network that has no other
+    crystals to learn it from: it remembers it, and adds noise of the same size to crystals that it has not seen.
+
+    Args:
+        frames: Training frames.
+        network: A network with a fitted process.
+
+    Raises:
+        SettingsError: If it has none.
+    """
+    if not network.config.composition_polarizability:
+        raise SettingsError(
+            "model.isotropic_polarizability is 'composition', but the network has no composition_polarizability.",
+            "Set model.composition_polarizability: true, or take a backbone that has it.",
+        )
+    numbers = network.config.atomic_numbers
+    made = []
+    for frame in frames:
+        if "polarizability" not in frame.labels:
+            made.append(frame)
+            continue
+        size = len(frame.atoms)
+        counts = [float(np.count_nonzero(frame.atoms.numbers == z)) for z in numbers]
+        share = torch.tensor([counts], dtype=torch.float64) / size
+        volume = torch.tensor([frame.atoms.get_volume() / size], dtype=torch.float64)
+        chi = float(network.composition_polarizability(share, volume))
+        label = frame.labels["polarizability"]
+        target = label + (EPSILON_VACUUM * chi - np.trace(label) / 3) * np.eye(3)
+        made.append(replace(frame, targets={**frame.targets, "polarizability": target}))
+    return made
 
 
 def _susceptibility(frame: LabeledFrame) -> float:

@@ -77,6 +77,12 @@ class ModelSection(Section):
         description="Whether a Gaussian process over composition and volume, fitted to the training labels at the "
         "start, predicts the isotropic part of the polarizability; takes the place of element_polarizability.",
     )
+    isotropic_polarizability: Literal["network", "composition"] = Field(
+        "network",
+        description="What describes the isotropic part of α beside composition and volume. 'composition': nothing; the "
+        "training labels of α keep their anisotropy and take the isotropic part of that process, so that the network "
+        "learns to add none.",
+    )
     element_similarity: float | None = Field(
         None,
         gt=0,
@@ -406,6 +412,8 @@ class TrainingConfig(Section):
         for section, key in later:
             if not data[section][key]:
                 data[section].pop(key)
+        if self.model.isotropic_polarizability == "network":
+            data["model"].pop("isotropic_polarizability")
         if self.run.batching == "homogeneous":
             data["run"].pop("batching")
         for key in ("score", "average_from"):

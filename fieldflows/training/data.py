@@ -38,6 +38,7 @@ class Frame:
         weight: Weight w_g in the loss.
         label_weights: Observable to a factor on that weight; 1 for others.
         head: Head of the network that predicts it; None if there is one only.
+        targets: Observable to what the loss compares with in place of the label; errors are always those of labels.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Frame:
     weight: float = 1.0
     label_weights: Mapping[str, float] = field(default_factory=dict)
     head: str | None = None
+    targets: dict[str, np.ndarray] = field(default_factory=dict)
 
     def label_weight(self, key: str) -> float:
         """Return the weight of the frame in the loss of an observable."""
@@ -193,7 +195,8 @@ def make_batch(frames: Sequence[Frame], labels: Sequence[str], device: torch.dev
         if not any(have):
             continue
         shapes = [tuple(n if extent == "n" else int(extent) for extent in OBSERVABLES[key].shape) for n in sizes]
-        arrays = [frame.labels.get(key, np.zeros(shape)) for frame, shape in zip(frames, shapes, strict=True)]
+        known = [{**frame.labels, **frame.targets} for frame in frames]
+        arrays = [values.get(key, np.zeros(shape)) for values, shape in zip(known, shapes, strict=True)]
         if key == "energy":
             arrays = [value - frame.baseline for frame, value in zip(frames, arrays, strict=True)]
         joined = np.concatenate(arrays) if OBSERVABLES[key].per_atom else np.stack(arrays)

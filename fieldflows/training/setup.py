@@ -14,7 +14,7 @@ from fieldflows.backends.mace_field.network import MACEFieldNetwork, NetworkConf
 from fieldflows.datasets.source import expand_path
 from fieldflows.errors import SettingsError, TrainingError, UnknownElementError, suggestion
 from fieldflows.training.chemistry import correlate
-from fieldflows.training.composition import fit_composition_polarizability
+from fieldflows.training.composition import fit_composition_polarizability, isotropic_part_of_composition
 from fieldflows.training.config import ModelSection, TrainingConfig
 from fieldflows.training.data import (
     Frame,
@@ -161,6 +161,8 @@ def prepare(config: TrainingConfig, subsets: dict[str, Sequence[LabeledFrame]]) 
     frames = {
         split: _frames(config, network, subsets.get(split, ()), atomic_energies.tolist(), dtype) for split in SPLITS
     }
+    if config.model.isotropic_polarizability == "composition":
+        frames["train"] = isotropic_part_of_composition(frames["train"], network)
     labels = tuple(key for key in wanted if any(key in frame.labels for frame in frames["train"]))
     if config.heads:
         provenance["heads"] = {

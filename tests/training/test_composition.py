@@ -8,9 +8,11 @@ import torch
 from ase import Atoms
 from ase.data import atomic_numbers as NUMBERS
 
+from fieldflows.backends.mace_field.network import NetworkConfig, build_network
 from fieldflows.datasets.frame import LabeledFrame
 from fieldflows.errors import SettingsError
 from fieldflows.training import composition
+from fieldflows.training.data import make_batch, make_frames
 from fieldflows.units import EPSILON_VACUUM
 
 CATIONS, ANIONS = ("Li", "Na", "K", "Rb", "Be", "Mg", "Ca", "Sr"), ("F", "Cl", "Br", "I", "O", "S", "Se")
@@ -80,3 +82,29 @@ def test_properties_of_elements_are_finite_and_tell_elements_apart() -> None:
     assert table.shape == (94, 16)
     assert np.isfinite(table).all()
     assert len(np.unique(table, axis=0)) == 94
+
+
+def test_the_loss_takes_the_isotropic_part_from_the_process_and_errors_that_of_the_labels() -> None:
+    data = frames()
+    anisotropic = np.diag([1.0, -0.25, -0.75]) * EPSILON_VACUUM
+    data = [f.with_(labels={"polarizability": f.labels["polarizability"] + anisotropic}) for f in data]
+    fit = composition.fit_composition_polarizability(data, ELEMENTS)
+    config = NetworkConfig(
+        atomic_numbers=ELEMENTS,
+        atomic_energies=[0.0] * len(ELEMENTS),
+        hidden_irreps="4x0e + 4x1o",
+        r_max=4.0,
+        composition_polarizability=fit.n_frames,
+    )
+    network = build_network(config, seed=0)
+    network.composition_polarizability.load_state_dict(fit.module.state_dict())
+    made = make_frames(data[:3], ["polarizability"], ELEMENTS, 4.0, torch.float64)
+    found = composition.isotropic_part_of_composition(made, network)
+    targets = make_batch(found, ["polarizability"]).targets["polarizability"].numpy()
+    expected = predicted(fit, data[:3])[:, None, None] * EPSILON_VACUUM * np.eye(3) + anisotropic
+    assert targets == pytest.approx(expected, rel=1e-10)
+    for frame, original in zip(found, data, strict=False):
+        assert (frame.labels["polarizability"] == original.labels["polarizability"]).all()
+    plain = build_network(config.model_copy(update={"composition_polarizability": 0}), seed=0)
+    with pytest.raises(SettingsError, match="network has no composition_polarizability"):
+        composition.isotropic_part_of_composition(made, plain)
