@@ -21,6 +21,7 @@ from fieldflows.training.data import average_neighbors, make_batch, make_frames
 from fieldflows.training.loop import train
 from fieldflows.training.response import full_response
 from fieldflows.training.setup import load_dataset, prepare
+from fieldflows.units import EPSILON_VACUUM
 
 pytestmark = pytest.mark.skipif("FIELDFLOWS_DATA" not in os.environ, reason="FIELDFLOWS_DATA names no label files")
 ELECTRONIC = ("born_effective_charges", "polarizability")
@@ -125,6 +126,23 @@ def test_dielectric_labels_make_a_sane_start():
     setup = prepare(small("train_dielectric.yaml"), frames)
     assert setup.labels == ("born_effective_charges", "polarizability")
     assert setup.network.config.avg_num_neighbors == pytest.approx(average_neighbors(frames["train"], 3.0))
+    assert setup.network.config.composition_polarizability == len(frames["train"])
+    assert not setup.network.config.element_polarizability
+    left_out = setup.provenance["composition_polarizability"]["leave_formula_out_mae"]
+    chi = np.array([np.trace(f.labels["polarizability"]) / 3 for f in frames["train"]]) / EPSILON_VACUUM
+    assert left_out["epsilon"] < 0.8 * np.abs(chi - np.median(chi)).mean()
+    # nothing isotropic is left to the network: the targets have the trace of the process
+    frame = setup.frames["train"][0]
+    assert np.trace(frame.targets["polarizability"]) != pytest.approx(np.trace(frame.labels["polarizability"]))
+
+
+def test_polarizabilities_of_elements_make_a_sane_start():
+    data = few("dataset_dielectric.yaml", 150)
+    frames = {split: data.subset(split) for split in ("train", "valid", "test")}
+    config = small("train_dielectric.yaml")
+    switches = {"element_polarizability": True, "composition_polarizability": False}
+    switches["isotropic_polarizability"] = "network"
+    setup = prepare(config.model_copy(update={"model": config.model.model_copy(update=switches)}), frames)
     found = dict(zip(setup.network.config.atomic_numbers, setup.network.element_polarizability.tolist(), strict=True))
     assert min(found.values()) >= 0
     # free-ion polarizabilities divided by 4πε_vac·Å³ = 0.0694: F⁻ about 1 Å³, Te²⁻ about 10 Å³

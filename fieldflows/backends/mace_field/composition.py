@@ -72,7 +72,7 @@ class CompositionPolarizability(torch.nn.Module):
         """Return mean, standard deviation, minimum and maximum of the properties, (g, 64), from (g, z) fractions."""
         table = self.properties.double()
         mean = fractions @ table
-        spread = (fractions @ table.square() - mean.square()).clamp_min(0).sqrt()
+        spread = (fractions[:, :, None] * (table - mean[:, None]).square()).sum(dim=1).sqrt()
         present = (fractions > 0)[:, :, None]
         lowest = torch.where(present, table, math.inf).amin(dim=1)
         highest = torch.where(present, table, -math.inf).amax(dim=1)

@@ -18,6 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.constants import elementary_charge, epsilon_0
+
+VACUUM = epsilon_0 / elementary_charge * 1e-10
+"""Permittivity of the vacuum, e/(V·Å)."""
 
 Features = dict[int, torch.Tensor]
 """Degree -> (n, channels, 2 degree + 1)."""
@@ -312,7 +316,36 @@ class Independent:
         if config["element_polarizability"]:
             atomic = self.state["element_polarizability"][species].sum()
             total = total - 0.5 * atomic * (crystal.field**2).sum()
+        if config.get("composition_polarizability"):
+            volume = torch.linalg.det(crystal.cell @ (torch.eye(3, dtype=torch.float64) + crystal.strain)).abs()
+            chi = self.susceptibility(species, volume / len(species))
+            total = total - 0.5 * VACUUM * volume * chi * (crystal.field**2).sum()
         return total
+
+    def susceptibility(self, species: list[int], volume: torch.Tensor) -> torch.Tensor:
+        """χ₀ of a composition at a volume per atom in Å³, point by point."""
+        part = {k.removeprefix("composition_polarizability."): v.double() for k, v in self.state.items()}
+
+        def statistics(share: torch.Tensor) -> torch.Tensor:
+            present = share > 0
+            rows, weights = part["properties"][present], share[present][:, None]
+            mean = (weights * rows).sum(0)
+            spread = (weights * (rows - mean) ** 2).sum(0).sqrt()
+            values = torch.cat([mean, spread, rows.min(0).values, rows.max(0).values])
+            return (values - part["center"][1:]) / part["spread"][1:]
+
+        share = torch.bincount(torch.tensor(species), minlength=self.elements).double() / len(species)
+        lengths, own = part["lengths"], statistics(share)
+        logarithm = part["mean"]
+        for known, size, weight in zip(part["fractions"], part["volumes"], part["weights"], strict=True):
+            parts = [
+                ((volume - size) / part["spread"][0] / lengths[0]) ** 2,
+                (own - statistics(known)).square().sum() / lengths[1] ** 2,
+                (share - known).square().sum() / lengths[2] ** 2,
+            ]
+            r = (3 * torch.stack(parts).sum() + 1e-12).sqrt()
+            logarithm = logarithm + weight * (1 + r) * torch.exp(-r)
+        return torch.exp(logarithm)
 
     def response(self, numbers: Any, positions: Any, cell: Any, field: Any, head: int = 0) -> dict[str, np.ndarray]:
         """All observables in the units and index orders of the package, from one Hessian by positions and field."""
