@@ -126,7 +126,7 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
         quantities: Name to symbol, unit, and labels and predictions by subset.
         path: Where to save it.
     """
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import MaxNLocator, NullLocator
 
     splits = list(dict.fromkeys(name for _, _, series in quantities.values() for name in series))
     figure = new_figure(3.3 * len(splits) + 0.6, 2.2 * len(quantities) + 0.3)
@@ -146,6 +146,7 @@ def distributions(quantities: Mapping[str, tuple[str, str, Series]], path: Path 
                 ax.set_ylim(bottom=0.7)
             ax.set_xlabel(with_unit(symbol, unit))
             ax.tick_params(labelsize=7)
+            ax.xaxis.set_major_locator(MaxNLocator(5))  # energies have many digits
         row[0].set_ylabel("values")
     for ax, split in zip(panels[0], splits, strict=True):
         ax.set_title(split)
