@@ -134,8 +134,9 @@ def predict_frames(
         _keep(result, frame, outcomes[i])
     if not result.frames:
         first = result.problems[0]
+        reason = first.reason.rstrip(".")
         raise EvaluationError(
-            f"None of the {len(result.problems)} frames could be evaluated; the first: {first.frame}: {first.reason}",
+            f"None of the {len(result.problems)} frames could be evaluated; the first: {first.frame}: {reason}.",
             "Choose a model that knows the elements of this dataset."
             if all(problem.kind == "unknown_element" for problem in result.problems)
             else None,
