@@ -122,8 +122,8 @@ class TrainingFlowMaker(Maker):
     Example:
         >>> maker = TrainingFlowMaker(training=TrainMaker(resources={"_fworker": "gpu"}))
         >>> flow = maker.make({"dataset": {"config": "workflows/dataset_dielectric.yaml"}, "model": {"name": "oxides"}})
-        >>> [job.metadata["task"] for job in flow.jobs]
-        ['dataset', 'training', 'evaluation', 'registration']
+        >>> ", ".join(job.metadata["task"] for job in flow.jobs)
+        'dataset, training, evaluation, registration'
     """
 
     name: str = "training"
