@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -52,7 +52,7 @@ def predict(
         batch = make_batch(members, labels, network.device)
         results = full_response(network, batch)
         if loss is not None:
-            _accumulate(sums, loss, {key: results[key] for key in batch.targets}, batch)
+            add_batch(sums, loss, {key: results[key] for key in batch.targets}, batch)
         arrays = {key: value.double().cpu().numpy() for key, value in results.items()}
         for index, frame, values in zip(
             indices, members, split_predictions(arrays, [len(f.atoms) for f in members]), strict=True
@@ -60,11 +60,16 @@ def predict(
             if "energy" in values:
                 values["energy"] = values["energy"] + frame.baseline
             predictions[index] = values
-    parts = {key: total / count for key, (total, count) in sorted(sums.items()) if count}
-    return predictions, parts
+    return predictions, weighted_parts(sums)
 
 
-def _accumulate(sums: dict[str, list[float]], loss: Loss, results: dict[str, torch.Tensor], batch: Batch) -> None:
+def weighted_parts(sums: Mapping[str, list[float]]) -> dict[str, float]:
+    """Return the parts of the loss from the sums of :func:`add_batch`."""
+    return {key: total / count for key, (total, count) in sorted(sums.items()) if count}
+
+
+def add_batch(sums: dict[str, list[float]], loss: Loss, results: dict[str, torch.Tensor], batch: Batch) -> None:
+    """Add numerator and normalization of each observable to the sums; frames without a label may count, too."""
     for key, count in loss.normalizations(batch).items():
         sums.setdefault(key, [0.0, 0.0])[1] += float(count)
     for key, value in loss.numerators(results, batch).items():

@@ -11,7 +11,7 @@ from fieldflows.backends.mace_field.derivatives import Enthalpy
 from fieldflows.observables import OBSERVABLES
 from fieldflows.training.data import Frame, make_batch
 from fieldflows.training.distributed import Ranks
-from fieldflows.training.evaluation import Interrupted, predict
+from fieldflows.training.evaluation import Interrupted, add_batch, predict, weighted_parts
 from fieldflows.training.losses import Loss
 from fieldflows.training.metrics import Predictions
 from fieldflows.training.sampler import BatchLimits, divide, ordered_batches
@@ -93,18 +93,15 @@ def loss_parts(
         limits: Limits of a batch.
         device: Where it is computed.
     """
-    sums: dict[str, tuple[float, float]] = {}
+    sums: dict[str, list[float]] = {}
     for indices in ordered_batches([frame.cost for frame in frames], limits):
         batch = make_batch([frames[i] for i in indices], labels, device)
         tensors = {
             key: _stacked(key, [(frames[i], predictions[i]) for i in indices], batch.targets[key])
             for key in batch.targets
         }
-        whole = loss.normalizations(batch)
-        for key, value in loss.numerators(tensors, batch).items():
-            numerator, weight = sums.get(key, (0.0, 0.0))
-            sums[key] = (numerator + float(value), weight + float(whole[key]))
-    return {key: numerator / weight for key, (numerator, weight) in sorted(sums.items())}
+        add_batch(sums, loss, tensors, batch)
+    return weighted_parts(sums)
 
 
 def _stacked(key: str, items: Sequence[tuple[Frame, dict[str, np.ndarray]]], like: torch.Tensor) -> torch.Tensor:
