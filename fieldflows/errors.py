@@ -16,6 +16,10 @@
     ├── DataError               labelled data
     │   ├── LabelError          a label that is missing or malformed
     │   └── ConventionError     a label in another unit or convention than declared
+    ├── ServiceError            a public service that data come from
+    │   ├── KeyProblem          the key is missing, malformed or refused
+    │   ├── Unreachable         no network, time-outs, a service that is down
+    │   └── WrongAnswer         an answer that is none, or of another schema than expected
     ├── StoreError              the place where documents go
     │   └── ArtifactError       a file that its sha256 names: missing, damaged, out of reach
     ├── EvaluationError         a computation that failed (numbers are not finite, out of memory)
@@ -98,6 +102,22 @@ class LabelError(DataError):
 
 class ConventionError(DataError):
     """Labels are in another unit or convention than declared."""
+
+
+class ServiceError(FieldflowsError):
+    """A public service that data come from cannot be used."""
+
+
+class KeyProblem(ServiceError):
+    """The key of a service is missing, malformed or refused; the key itself is never part of the message."""
+
+
+class Unreachable(ServiceError):
+    """A service does not answer: no network, time-outs, or it is down."""
+
+
+class WrongAnswer(ServiceError):
+    """A service answers with something else than was asked for."""
 
 
 class StoreError(FieldflowsError):

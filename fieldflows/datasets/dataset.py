@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from fieldflows.datasets.encoding import dataset_digest, from_raw, to_raw
 from fieldflows.datasets.extxyz import file_sha256, read_extxyz, write_extxyz
 from fieldflows.datasets.filters import clean
 from fieldflows.datasets.frame import LabeledFrame
-from fieldflows.datasets.source import Source, SourceData, expand_path
+from fieldflows.datasets.source import Progress, Source, SourceData
 from fieldflows.datasets.splits import SPLITS, split_blocks, split_of_formula
 from fieldflows.datasets.statistics import count, label_statistics
 from fieldflows.errors import DataError, SettingsError, suggestion
@@ -36,10 +35,7 @@ from fieldflows.schemas.dataset import (
 FRAMES_NAME = "frames.extxyz"
 MANIFEST_NAME = "manifest.json"
 
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, done, all)."""
-
-__all__ = ["Dataset", "LabeledFrame", "build_dataset", "dataset_digest"]
+__all__ = ["Dataset", "LabeledFrame", "Progress", "build_dataset", "dataset_digest"]
 
 
 @dataclass(frozen=True)
@@ -201,13 +197,14 @@ def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Da
         SettingsError: If a path or an option is wrong.
         DataError: If a file cannot be read, or no frame is left.
         ConventionError: If labels are implausible in the declared convention.
+        ServiceError: If a public service that a source asks cannot be used.
     """
     report = progress or (lambda stage, done, total: None)
     kept: list[LabeledFrame] = []
     rejects: list[FrameFindings] = []
     flagged: list[FrameFindings] = []
     read: list[tuple[Source, Path, SourceData]] = []
-    paths = [expand_path(source.path, config.base) for source in config.sources]
+    paths = [source.locate(config.base, report) for source in config.sources]
     for i, (source, path) in enumerate(zip(config.sources, paths, strict=True)):
         report("reading", i, len(config.sources))
         read.append((source, path, source.read(path, config.base)))
@@ -327,7 +324,7 @@ def _manifest(
             SourceRecord(
                 name=source.label,
                 type=source.type,
-                path=source.path,
+                path=source.place,
                 sha256=file_sha256(path),
                 license=source.license,
                 reference=source.reference,

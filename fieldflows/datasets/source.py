@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +29,9 @@ from fieldflows.datasets.plausibility import check_plausible
 from fieldflows.datasets.splits import SplitConfig
 from fieldflows.errors import LabelError, SettingsError
 from fieldflows.schemas.dataset import Finding, FrameFindings
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, all)."""
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}|\$(\w+)")
 
@@ -81,6 +84,23 @@ class Source(BaseModel):
     def label(self) -> str:
         """The name, or the stem of the file."""
         return self.name or Path(self.path).name.split(".")[0]
+
+    @property
+    def place(self) -> str:
+        """Where the labels come from, for the manifest."""
+        return self.path
+
+    def locate(self, base: Path | None, report: Progress) -> Path:
+        """Return the file to read; a source that asks a service fetches it first.
+
+        Args:
+            base: Folder that relative paths of the configuration refer to.
+            report: Called with (stage, done, all) as a fetch goes on.
+
+        Raises:
+            SettingsError: If the path names a variable that is not set.
+        """
+        return expand_path(self.path, base)
 
     @abstractmethod
     def read(self, path: Path, base: Path | None = None) -> SourceData:
