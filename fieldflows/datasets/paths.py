@@ -25,6 +25,13 @@ N_FRAMES = 10
 
 POLARIZATION_KEY = "same_branch_polarization_abc_uC_cm2"
 QUANTA_KEY = "polarization_quanta_abc_uC_cm2"
+NORM_KEY = "polarization_change_norm_uC_cm2"
+
+QUANTUM_TOLERANCE = 1e-3
+"""How far a published quantum may be off e|a_i|/Ω of the polar end, as a fraction of it."""
+
+NORM_TOLERANCE = 0.01
+"""How far |P_s| may be off the published norm, in µC/cm²."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,22 @@ class PolarizationPath:
     def nonpolar_offset(self) -> float:
         """Distance of the nonpolar end's f from a whole number of quanta; half a quantum is allowed by symmetry."""
         return float(np.abs(self.fractions[0] - np.round(self.fractions[0])).max())
+
+    @property
+    def quantum_error(self) -> float:
+        """Largest |quantum_i/(e |a_i|/Ω) − 1| of all frames, with a_i and Ω of the polar end."""
+        cell = self.frames[-1].cell
+        quanta = np.linalg.norm(cell, axis=1) / abs(float(np.linalg.det(cell))) * E_PER_A2_TO_UC_PER_CM2
+        published = np.array([raw.info[QUANTA_KEY] for raw in self.frames])
+        return float(np.abs(published / quanta - 1).max())
+
+    @property
+    def norm_error(self) -> float:
+        """Difference between |P_s| and the published norm, in µC/cm²; 0 if none is published."""
+        published = self.frames[-1].info.get(NORM_KEY)
+        if not isinstance(published, float):
+            return 0.0
+        return abs(float(np.linalg.norm(self.spontaneous_polarization)) - published)
 
     @property
     def spontaneous_polarization(self) -> FloatArray:
@@ -143,7 +166,7 @@ def _problem(members: Sequence[RawFrame]) -> Finding | None:
 
 def judge_path(path: PolarizationPath, limits: PathLimits) -> tuple[list[Finding], list[Finding]]:
     """Return the reasons to reject a path, and its flags."""
-    rejects, flags = [], []
+    rejects, flags = _contradictions(path), []
     bend, step = path.max_second_difference, path.max_step
     if bend > limits.reject_second_difference:
         rejects.append(
@@ -193,3 +216,30 @@ def judge_path(path: PolarizationPath, limits: PathLimits) -> tuple[list[Finding
             )
         )
     return rejects, flags
+
+
+def _contradictions(path: PolarizationPath) -> list[Finding]:
+    """Return what shows that the numbers of a path are in another unit, or not of this path."""
+    findings = []
+    quantum, norm = path.quantum_error, path.norm_error
+    if not quantum <= QUANTUM_TOLERANCE:
+        findings.append(
+            Finding(
+                code="path_quantum",
+                value=quantum,
+                threshold=QUANTUM_TOLERANCE,
+                unit="1",
+                message=f"the quanta are off those of the polar cell by {100 * quantum:.3g} %: another unit or crystal",
+            )
+        )
+    if not norm <= NORM_TOLERANCE:
+        findings.append(
+            Finding(
+                code="path_norm",
+                value=norm,
+                threshold=NORM_TOLERANCE,
+                unit="µC/cm²",
+                message=f"|P_s| is off the published norm by {norm:.3g} µC/cm²",
+            )
+        )
+    return findings
