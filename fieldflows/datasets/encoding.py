@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldflows.datasets.extxyz import RawFrame
+from fieldflows.datasets.extxyz import RawFrame, format_value, parse_comment
 from fieldflows.datasets.frame import LABEL_SHAPES, LabeledFrame, label_shape
 from fieldflows.schemas.dataset import DATASET_SCHEMA_VERSION
 
 _PREFIX = "label_"
 _EXTRA = "extra_"
+_TEXT = "text_"
 _INTEGERS = frozenset({"search_id", "path_index"})
 
 
 def to_raw(frame: LabeledFrame) -> RawFrame:
     """Return a frame as extended XYZ holds it: labels and extras under prefixed keys that no reader moves."""
-    info: dict[str, Any] = {
-        "material": frame.material,
-        "source": frame.source,
-        "source_index": frame.source_index,
-        "split": frame.split or "",
-        "flags": ",".join(frame.flags),
-    }
+    info: dict[str, Any] = {}
+    _put(info, "material", frame.material)
+    _put(info, "source", frame.source)
+    info["source_index"] = frame.source_index
+    info["split"] = frame.split or ""
+    info["flags"] = ",".join(frame.flags)
     arrays = {}
     for name, value in sorted(frame.labels.items()):
         if LABEL_SHAPES[name][:1] == ("n",):
@@ -34,13 +36,29 @@ def to_raw(frame: LabeledFrame) -> RawFrame:
         else:
             info[_PREFIX + name] = float(value) if value.ndim == 0 else value.ravel()
     for name, item in sorted(frame.extra.items()):
-        info[_EXTRA + name] = item
+        _put(info, _EXTRA + name, item)
     atoms = frame.atoms
     return RawFrame(atoms.numbers, atoms.positions, np.array(atoms.cell[:]), atoms.pbc, info, arrays)
 
 
+def _put(info: dict[str, Any], key: str, value: Any) -> None:
+    """Add a value; text that would read back as something else (InF, NaN, 2025, quotes) goes under a key of its own."""
+    if isinstance(value, str) and not _reads_back(value):
+        info[_TEXT + key] = "~" + quote(value, safe="")
+    else:
+        info[key] = value
+
+
+@lru_cache(maxsize=65536)
+def _reads_back(text: str) -> bool:
+    return "\n" not in text and parse_comment(f"key={format_value(text)}") == {"key": text}
+
+
 def from_raw(raw: RawFrame) -> LabeledFrame:
     """Return the frame that :func:`to_raw` wrote."""
+    texts = {key.removeprefix(_TEXT): unquote(str(raw.info.pop(key))[1:])
+             for key in list(raw.info) if key.startswith(_TEXT)}  # fmt: skip
+    raw.info.update(texts)
     labels: dict[str, NDArray[np.float64]] = {}
     for key, value in (raw.info | raw.arrays).items():
         if key.startswith(_PREFIX):

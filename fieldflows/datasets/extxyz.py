@@ -259,7 +259,7 @@ def write_extxyz(handle: IO[str], frames: Iterable[RawFrame]) -> None:
             f"Properties={':'.join(columns)}",
             f'pbc="{" ".join("T" if flag else "F" for flag in frame.pbc)}"',
         ]
-        pairs.extend(f"{key}={_quote(value)}" for key, value in frame.info.items())
+        pairs.extend(f"{key}={format_value(value)}" for key, value in frame.info.items())
         lines = [str(len(frame)), " ".join(pairs)]
         for i, number in enumerate(frame.numbers.tolist()):
             numbers = " ".join(repr(x) for block in table for x in block[i])
@@ -271,7 +271,8 @@ def _floats(array: NDArray[np.float64]) -> str:
     return " ".join(repr(x) for x in np.asarray(array, dtype=float).ravel().tolist())
 
 
-def _quote(value: Any) -> str:
+def format_value(value: Any) -> str:
+    """Return a value of ``info`` as the comment line holds it; double quotes in a text become single ones."""
     if isinstance(value, (bool, np.bool_)):
         return "T" if value else "F"
     if isinstance(value, (int, np.integer)):

@@ -373,3 +373,20 @@ def test_shipped_configurations_are_valid(path):
     config = DatasetConfig.from_yaml(path)
     assert path.stem == f"dataset_{config.name}"
     assert all("${FIELDFLOWS_DATA}" in source.path for source in config.sources)
+
+
+@pytest.mark.parametrize(("a", "x"), [("In", "F"), ("Na", "N")])
+def test_formulas_and_names_that_look_like_numbers_survive(tmp_path, a, x):
+    """float("InF") is infinite and float("NaN") no number, and a file may be called 2025."""
+    crystal = perovskite()
+    salt = crystal.copy(
+        symbols=[a, x],
+        scaled=np.array([[0, 0, 0], [0.5, 0.5, 0.5]]),
+        charges=np.array([np.eye(3), -np.eye(3)]),
+    )
+    path = write(tmp_path / "2025.extxyz", dielectric_text(salt, src_file='a "b" \\'))
+    dataset = build_dataset(settings(path))
+    loaded = Dataset.load(dataset.save(tmp_path / "out"))
+    assert (loaded.frames[0].material, loaded.frames[0].source) == (a + x, "2025")
+    assert loaded.frames[0].extra["origin"] == dataset.frames[0].extra["origin"]
+    assert loaded.digest == dataset.digest
