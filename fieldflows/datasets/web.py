@@ -75,9 +75,10 @@ def canonical_json(value: Any) -> bytes:
         b'{"a":[null],"b":1.5}'
     """
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise WrongAnswer(f"An answer cannot be written as JSON: {error}.") from None
+    return text.encode("utf-8")
 
 
 def write_answers(folder: Path, answers: Any) -> Path:
@@ -170,7 +171,7 @@ class Client:
         sleep: Waits for so many seconds.
 
     Raises:
-        KeyProblem: If the key holds characters that no key has.
+        KeyProblem: If the key holds characters that no key has, or the address is not encrypted.
     """
 
     def __init__(
@@ -185,8 +186,11 @@ class Client:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.base_url = base_url.rstrip("/") + "/"
+        address = urlsplit(self.base_url)
+        if address.scheme != "https" and address.hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise KeyProblem(f"{base_url} is not encrypted (https): it gets no key.", "Check the address.")
         self.cache, self.retries, self.timeout = cache, retries, timeout
-        self._key, self._key_hint, self._sleep = checked_key(key, key_hint), key_hint, sleep
+        self._key, self._key_hint, self.sleep = checked_key(key, key_hint), key_hint, sleep
         self._session = requests.Session()
 
     def __repr__(self) -> str:
@@ -236,7 +240,7 @@ class Client:
                     raise again.error from None
                 pause = again.wait if again.wait is not None else float(2**attempt)
                 _log.info("%s Trying again in %.0f s.", again.error.message, pause)
-                self._sleep(pause)
+                self.sleep(pause)
         raise AssertionError("unreachable")
 
     def _send(self, url: str, params: Mapping[str, Any]) -> tuple[int, Mapping[str, str], bytes]:
@@ -284,7 +288,7 @@ class Client:
 
     def _parse(self, url: str, content_type: str, body: bytes) -> Any:
         try:
-            return json.loads(body)
+            return json.loads(body, parse_constant=lambda _: None)  # NaN and infinities, which JSON does not have
         except (ValueError, RecursionError):
             pass
         if "json" in content_type or body[:1] in (b"{", b"["):

@@ -1,0 +1,334 @@
+"""The Materials Project through its own client, mp-api: what is asked, in batches, and kept document by document.
+
+The client builds the requests and turns the pages; they go out through :class:`fieldflows.datasets.web.Client`, which
+waits, tries again and explains.  Every search names ids or a filter: without one, the client would download the whole
+collection to a folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+
+from fieldflows.datasets.source import Progress
+from fieldflows.datasets.web import AnswerCache, Client, canonical_json, checked_key
+from fieldflows.errors import FieldflowsError, KeyProblem, SettingsError, Unreachable, WrongAnswer
+
+if TYPE_CHECKING:
+    from mp_api.client import MPRester
+
+T = TypeVar("T")
+
+KEY_VARIABLE = "MP_API_KEY"
+SETTING = "PMG_MAPI_KEY"
+KEY_LENGTH = 32
+KEY_HINT = (
+    "Take yours from https://next-gen.materialsproject.org/api and set it: export MP_API_KEY=..., "
+    "or PMG_MAPI_KEY in pymatgen's settings."
+)
+ENDPOINT_VARIABLE = "MP_API_ENDPOINT"
+"""Environment variable with another address of the service, as for mp-api itself."""
+ENDPOINT = "https://api.materialsproject.org/"
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "dielectric": (
+        "material_id", "formula_pretty", "volume", "nsites", "deprecated", "deprecation_reasons", "origins", "warnings",
+        "builder_meta", "electronic", "ionic", "total", "e_electronic", "e_ionic", "e_total", "n",
+    ),
+    "summary": ("material_id", "formula_pretty", "volume", "deprecated", "structure", "phonon_IDs"),
+    "tasks": (
+        "task_id", "task_type", "calc_type", "run_type", "structure", "output.dielectric_properties",
+        "output.epsilon_static",
+    ),
+    "phonon": ("identifier", "phonon_method", "epsilon_static", "epsilon_electronic", "born", "structure"),
+}  # fmt: skip
+"""Fields that are asked for, by route."""
+
+IDENTIFIERS = {"dielectric": "material_id", "summary": "material_id", "tasks": "task_id", "phonon": "identifier"}
+"""Field that names a document, by route; the parameter of the search is its plural."""
+
+
+def materials_project_key(*first: str) -> str:
+    """Return the user's key: from the given environment variables, MP_API_KEY, or pymatgen's settings.
+
+    Args:
+        first: Environment variables that come before MP_API_KEY; the length of their key is not checked.
+
+    Raises:
+        KeyProblem: If there is none, or it cannot be one.  The key is never shown.
+    """
+    for name in first:
+        key = checked_key(os.environ.get(name), f"Check {name}.")
+        if key is not None:
+            return key
+    origin, key = KEY_VARIABLE, checked_key(os.environ.get(KEY_VARIABLE), KEY_HINT)
+    if key is None:
+        from pymatgen.core import SETTINGS
+
+        origin, key = SETTING, checked_key(os.environ.get(SETTING) or SETTINGS.get(SETTING), KEY_HINT)
+    if key is None:
+        raise KeyProblem("The Materials Project asks for a key, and none is set.", KEY_HINT)
+    if len(key) != KEY_LENGTH:
+        legacy = "; shorter ones are of its legacy service" if len(key) == 16 else ""
+        raise KeyProblem(
+            f"The key in {origin} has {len(key)} characters; keys of the Materials Project have {KEY_LENGTH}{legacy}.",
+            KEY_HINT,
+        )
+    return key
+
+
+def endpoint() -> str:
+    """Return the address of the service: $MP_API_ENDPOINT, or the public one."""
+    return (os.environ.get(ENDPOINT_VARIABLE) or ENDPOINT).rstrip("/") + "/"
+
+
+def identity(identifier: object) -> tuple[str, int]:
+    """Return what an id of a material or task stands for: prefix and number, alike for old and new spelling.
+
+    Ids without a prefix count as ``mp``.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> identity("mp-149") == identity("mp-ft") == identity("mp-aaaaaaft")
+        True
+        >>> identity("mvc-149") == identity("mp-149")
+        False
+    """
+    from emmet.core.mpid import AlphaID
+
+    try:
+        prefix, number = AlphaID(str(identifier).strip()).parts
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{identifier!r} is no id") from error
+    return prefix or "mp", number
+
+
+def identities(identifiers: Iterable[str]) -> dict[tuple[str, int], str]:
+    """Return {what it stands for: id as given}, without repetitions, in the order of their numbers.
+
+    Raises:
+        SettingsError: Names the first id that is none.
+    """
+    found: dict[tuple[str, int], str] = {}
+    for text in identifiers:
+        try:
+            found.setdefault(identity(text), str(text).strip())
+        except ValueError:
+            raise SettingsError(
+                f"{text!r} is no id of the Materials Project.", "Ids are like mp-149 or mp-aaaaaaft."
+            ) from None
+    return dict(sorted(found.items()))
+
+
+class _Session(requests.Session):
+    """What mp-api sends its requests through: every GET goes to a polite client, and nothing else goes out."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+
+    def get(self, url: str | bytes, **options: Any) -> requests.Response:
+        """Return the answer of a route as a response with status 200."""
+        text = str(url)
+        if not text.startswith(self._client.base_url):
+            raise WrongAnswer(f"mp-api asks {urlsplit(text).netloc}, which is not the service.", "Report this.")
+        route = text.removeprefix(self._client.base_url)
+        answer = self._client.get(route, options.get("params") or {}, cached=False)
+        if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
+            found = ", ".join(sorted(answer)[:8]) if isinstance(answer, dict) else type(answer).__name__
+            raise WrongAnswer(
+                f"{text}: the answer has no list 'data', but {found or 'nothing'}: its schema changed.",
+                "Update mp-api and fieldflows.",
+            )
+        response = requests.Response()
+        response.status_code, response.url, response.encoding = 200, text, "utf-8"
+        response._content = canonical_json(answer)
+        return response
+
+    def request(self, method: str | bytes, url: str | bytes, **options: Any) -> requests.Response:  # type: ignore[override]
+        """Refuse what is no GET."""
+        raise WrongAnswer(f"mp-api tries {method!r} on {url!r}, which is not needed here.", "Report this.")
+
+
+class MaterialsProject:
+    """Searches of the Materials Project; the client is made when the first document is not at hand.
+
+    Args:
+        cache: Where documents are kept, one by one.
+        batch: Ids of one request.
+        settings: ``retries``, ``timeout`` and ``sleep`` of the web client.
+
+    Attributes:
+        endpoint: Address of the service.
+        versions: Versions of the database that the documents come from.
+    """
+
+    def __init__(self, cache: AnswerCache, batch: int = 100, **settings: Any) -> None:
+        self.endpoint, self.cache, self.batch, self._settings = endpoint(), cache, batch, settings
+        self.versions: set[str] = set()
+        self._rester: MPRester | None = None
+        self._version = ""
+
+    def find(self, filters: Mapping[str, Any], report: Progress) -> list[str]:
+        """Return the ids of all materials with a dielectric document that pass a filter, in order.
+
+        Raises:
+            ServiceError: If the service cannot be used.
+        """
+        report("asking for ids", 0, 1)
+        request = {"service": self.endpoint, "route": "summary", "filter": dict(filters), "fields": ["material_id"]}
+        kept = self.cache.get(request)
+        if kept is None:
+            documents = self._search("summary", has_props=["dielectric"], fields=["material_id"], **filters)
+            kept = {"version": self._version, "ids": [str(item.get("material_id")) for item in documents]}
+            self.cache.put(request, kept)
+        report("asking for ids", 1, 1)
+        try:
+            return list(identities(kept["ids"]).values())
+        except SettingsError as error:
+            raise WrongAnswer(f"{self.endpoint}materials/summary/: {error.message}", "Update fieldflows.") from None
+
+    def documents(self, route: str, ids: Sequence[str], report: Progress, **more: Any) -> list[dict[str, Any]]:
+        """Return the documents of some ids, in their order; ids without a document are left out.
+
+        What is not kept from earlier is asked for in batches, and every document is kept when its batch is there.
+
+        Args:
+            route: A key of :data:`FIELDS`.
+            ids: Of materials, tasks or phonon calculations.
+            report: Called with (stage, done, all).
+            more: More parameters of the search.
+
+        Raises:
+            ServiceError: If the service cannot be used.
+        """
+        wanted = identities(ids)
+        found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for key in wanted:
+            kept = self.cache.get(self._request(route, key, more))
+            if isinstance(kept, dict) and isinstance(kept.get("documents"), list):
+                found[key] = kept["documents"]
+                self.versions.add(str(kept.get("version")))
+        missing = [key for key in wanted if key not in found]
+        stage = f"fetching {route}"
+        report(stage, len(found), len(wanted))
+        for keys in _batches(missing, self.batch):
+            plural = IDENTIFIERS[route] + "s"
+            answers = self._search(route, **{plural: [wanted[key] for key in keys]}, fields=list(FIELDS[route]), **more)
+            found |= self._keep(route, keys, answers, more)
+            report(stage, len(found), len(wanted))
+        return [item for key in wanted for item in found[key]]
+
+    def _request(self, route: str, key: tuple[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
+        return {"service": self.endpoint, "route": route, "id": list(key), "fields": list(FIELDS[route])} | dict(more)
+
+    def _keep(
+        self, route: str, keys: Sequence[tuple[str, int]], answers: Iterable[dict[str, Any]], more: Mapping[str, Any]
+    ) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """Sort the answers of one batch by their ids, and keep them."""
+        result: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in keys}
+        for document in answers:
+            name = document.get(IDENTIFIERS[route])
+            try:
+                key = identity(name)
+            except ValueError:
+                raise WrongAnswer(
+                    f"{self.endpoint}materials/{route}/: a document has {IDENTIFIERS[route]} {name!r}, which is no id; "
+                    f"its fields are {', '.join(sorted(document)[:12])}.",
+                    "The schema of the service changed: update mp-api and fieldflows.",
+                ) from None
+            if key in result:
+                result[key].append(document)
+        for key, documents in result.items():
+            self.cache.put(self._request(route, key, more), {"version": self._version, "documents": documents})
+        return result
+
+    def _search(self, route: str, **criteria: Any) -> list[dict[str, Any]]:
+        """Search a route through mp-api.
+
+        Raises:
+            ServiceError: If the service cannot be used, or mp-api cannot read its answer.
+        """
+        if not any(value not in (None, [], "") for name, value in criteria.items() if name != "fields"):
+            raise SettingsError("A search of the Materials Project needs ids or a filter.", "Give one.")
+        if self.cache.offline:
+            raise Unreachable(f"Offline: not all documents of materials/{route} are kept.", "Run once without offline.")
+        rester = self.connect()
+        search = getattr(rester.materials, route).search
+        found = self._through(f"materials/{route}", lambda: search(chunk_size=1000, **criteria))
+        if not all(isinstance(item, dict) for item in found):
+            raise WrongAnswer(f"{self.endpoint}materials/{route}/ answers with something that is no document.")
+        self.versions.add(self._version)
+        return list(found)
+
+    def connect(self) -> MPRester:
+        """Return the client of mp-api, made when it is first needed.
+
+        Raises:
+            KeyProblem: If there is no key, or one of a wrong length.
+            ServiceError: If the service does not answer.
+        """
+        if self._rester is not None:
+            return self._rester
+        key = materials_project_key()
+        client = Client(self.endpoint, key, KEY_HINT, cache=self.cache, **self._settings)
+        heartbeat = client.get("heartbeat", {}, cached=False)  # with time-outs and reasons, which mp-api has not
+        if not isinstance(heartbeat, dict) or not heartbeat.get("db_version"):
+            raise WrongAnswer(f"{self.endpoint}heartbeat names no db_version.", f"Check {ENDPOINT_VARIABLE}.")
+        self._version = str(heartbeat["db_version"])
+
+        def make() -> MPRester:
+            from mp_api.client import MPRester
+
+            return MPRester(
+                key,
+                endpoint=self.endpoint,
+                use_document_model=False,  # plain dictionaries: nothing that is read becomes an object
+                session=_Session(client),
+                mute_progress_bars=True,
+                local_dataset_cache=Path(os.devnull) / "mp_datasets",  # a place that cannot hold a collection
+            )
+
+        for attempt in range(3):
+            try:
+                self._rester = self._through("heartbeat", make)
+                return self._rester
+            except Unreachable:
+                if attempt == 2:
+                    raise
+                client.sleep(2.0**attempt)
+        raise AssertionError("not reached")
+
+    def _through(self, route: str, call: Callable[[], T]) -> T:
+        """Call mp-api and name what goes wrong."""
+        from mp_api.client.core import MPRestError
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return call()
+        except FieldflowsError:
+            raise
+        except requests.RequestException:
+            raise Unreachable(f"{self.endpoint}{route} cannot be reached.", "Check the network.") from None
+        except (MPRestError, KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise WrongAnswer(
+                f"mp-api cannot ask {self.endpoint}{route} or read its answer ({reason}).",
+                "Check the filter; else update mp-api and fieldflows.",
+            ) from None
+
+
+def _batches(items: Sequence[T], size: int) -> Iterable[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
