@@ -21,5 +21,6 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIELDFLOWS_ARTIFACTS", str(tmp_path_factory.mktemp("artifacts")))
         patch.setenv("FIELDFLOWS_MODELS", str(tmp_path_factory.mktemp("models")))
+        patch.setenv("FIELDFLOWS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("FIELDFLOWS_ARTIFACT_SOURCES", raising=False)
         yield
