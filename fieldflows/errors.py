@@ -6,6 +6,7 @@
     ├── InputError              what the user handed in
     │   ├── StructureError      a crystal that cannot be computed
     │   │   └── UnknownElementError
+    │   ├── PathError           two crystals that no small distortion connects
     │   ├── SettingsError       a wrong option, key or name
     │   └── QueryError          a query that cannot be read
     ├── ModelError              the model file or what is asked of a model
@@ -62,6 +63,10 @@ class StructureError(InputError):
 
 class UnknownElementError(StructureError):
     """A crystal holds an element that the model was not built for."""
+
+
+class PathError(InputError):
+    """No path of small distortion connects two crystals, or their symmetry is not that of such a pair."""
 
 
 class SettingsError(InputError):

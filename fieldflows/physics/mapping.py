@@ -1,0 +1,394 @@
+"""One crystal laid on another: the cell, the sites and the periodic images that make the distortion smallest.
+
+A reference crystal (lattice C, rows) is described in the cell L of a target crystal that holds as many atoms:
+
+    L = T C Qᵀ S,     r_target(i) = [x_i + Δx_i] L,     x_i: fractional coordinates of the reference in its cell T C Qᵀ
+
+T has rational entries, Q is a proper rotation, S a symmetric stretch.  Among all T whose stretch is small, all
+permutations of like atoms and all rigid shifts, the one is taken with the smallest
+
+    cost² = (1/n) Σ_i |Δx_i L|² + (Ω/n)^(2/3) tr (S − 1)²     (Å²).
+
+Both crystals are reduced first, so that the answer depends neither on the choice of cells nor on the order of atoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import polar
+from scipy.optimize import linear_sum_assignment
+
+from fieldflows.errors import EvaluationError
+from fieldflows.physics.crystal import compact_cell, reduced_basis
+from fieldflows.physics.symmetry import atom_permutations, search_symmetry
+
+FloatArray = NDArray[np.float64]
+IndexArray = NDArray[np.intp]
+
+MOST_SHIFTS = 64
+"""Rigid shifts that are tried for a cell."""
+MOST_ROUNDS = 10
+"""Rounds of assignment and centering from one shift."""
+MOST_ASSIGNMENTS = 12
+"""Assignments of sites in one cell that are looked at, the best ones."""
+STAGES = (0.03, 0.08)
+"""Strains up to which cells are searched first: most crystals are found there, and small strains mean few cells."""
+
+
+@dataclass(frozen=True)
+class BareCrystal:
+    """Arrays of a crystal.
+
+    Attributes:
+        cell: (3, 3) lattice vectors as rows, in Å.
+        fractional: (n, 3) fractional coordinates.
+        numbers: (n,) atomic numbers.
+    """
+
+    cell: FloatArray
+    fractional: FloatArray
+    numbers: IndexArray
+
+    @classmethod
+    def of(cls, cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike) -> BareCrystal:
+        """Return a crystal from Cartesian positions in Å."""
+        matrix = np.asarray(cell, dtype=float)
+        return cls(matrix, np.asarray(positions, dtype=float) @ np.linalg.inv(matrix), np.asarray(numbers, np.intp))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def positions(self) -> FloatArray:
+        """(n, 3) Cartesian, in Å."""
+        return self.fractional @ self.cell
+
+    @property
+    def volume(self) -> float:
+        """In Å³."""
+        return abs(float(np.linalg.det(self.cell)))
+
+    def reduced(self) -> tuple[BareCrystal, FloatArray]:
+        """Return the crystal on its shortest lattice vectors, and the integer matrix U: reduced cell = U · cell."""
+        cell, transform = compact_cell(self.cell)
+        return BareCrystal(cell, self.fractional @ np.linalg.inv(transform), self.numbers), transform
+
+
+@dataclass(frozen=True)
+class CrystalMapping:
+    """A reference crystal in the cell of a target.
+
+    Attributes:
+        transform: (3, 3) T, rational: cell = T · (reference cell as given) · Qᵀ.
+        rotation: (3, 3) Q, proper: the reference is turned by it into the frame of the target.
+        translation: (3,) Å, rigid shift after the rotation, modulo the mapped lattice.
+        sites: (n,) for each atom of the target, the atom of the reference as given that it comes from.
+        cell: (3, 3) mapped cell, rows, in Å.
+        fractional: (n, 3) of the mapped reference, in the images nearest to the target as given.
+        displacements: (n, 3) Δx L, from reference to target, in Å, Cartesian, without mean.
+        strain: (3, 3) S − 1, symmetric.
+        cost: In Å.
+    """
+
+    transform: FloatArray
+    rotation: FloatArray
+    translation: FloatArray
+    sites: IndexArray
+    cell: FloatArray
+    fractional: FloatArray
+    displacements: FloatArray
+    strain: FloatArray
+    cost: float
+
+
+@dataclass(frozen=True)
+class _Sites:
+    """Atoms of the reference for the atoms of the target, for one cell."""
+
+    order: IndexArray
+    differences: FloatArray
+    squares: float
+
+
+def stretch_of(start: FloatArray, end: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return Q and S with end = start Qᵀ S: rotation of the start, then a symmetric stretch; cells are rows."""
+    rotation, stretch = polar(np.linalg.solve(start, end), side="right")
+    return rotation.T, stretch
+
+
+def strain_norm(strain: FloatArray) -> float:
+    """Return √tr (S − 1)²."""
+    return float(np.linalg.norm(strain))
+
+
+def shortest_differences(cell: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
+    """Return (n, m, 3) shortest vectors in Å from fractional coordinates (n, 3) to (m, 3), over all images."""
+    from pymatgen.core import Lattice
+    from pymatgen.util.coord import pbc_shortest_vectors
+
+    return np.asarray(pbc_shortest_vectors(Lattice(cell), start, end))
+
+
+def primitive_cell(crystal: BareCrystal, symprec: float) -> tuple[BareCrystal, IndexArray]:
+    """Return the primitive cell of a crystal in the same frame, and the atom of the original that each atom is.
+
+    A primitive crystal comes back as it is; otherwise atoms are averaged over the pure translations, which moves them
+    by less than ``symprec``.
+
+    Raises:
+        EvaluationError: If no space group is found.
+    """
+    compact, _ = crystal.reduced()
+    _, _, dataset = search_symmetry(compact.cell, compact.positions, compact.numbers, symprec)
+    pure = (dataset.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
+    translations = dataset.translations[pure]
+    if len(translations) == 1:
+        return crystal, np.arange(len(crystal))
+    rotations = np.broadcast_to(np.eye(3), (len(translations), 3, 3))
+    found = atom_permutations(
+        compact.fractional, compact.numbers, rotations, translations, compact.cell, 10 * symprec + 1e-6
+    )
+    count = len(translations)
+    representatives, sizes = np.unique(found.min(axis=0), return_counts=True)
+    if (sizes != count).any():
+        raise EvaluationError("The pure translations of the crystal do not map its atoms on each other freely.")
+    steps = np.round((translations - np.round(translations)) * count) / count
+    lattice = reduced_basis(np.array([*(steps @ compact.cell), *compact.cell]), compact.volume / count)
+    images = compact.fractional[found[:, representatives]] - translations[:, None, :]
+    drift = images - compact.fractional[representatives]
+    mean = compact.fractional[representatives] + (drift - np.round(drift)).mean(axis=0)
+    primitive = BareCrystal.of(lattice, mean @ compact.cell, compact.numbers[representatives])
+    return primitive, representatives
+
+
+def candidate_cells(reference: FloatArray, target: FloatArray, multiple: int, largest: float) -> list[FloatArray]:
+    """Return all integer matrices H, det ±multiple, for which H·reference is the target but for a small stretch.
+
+    Every principal stretch lies between 1/(1 + largest) and 1 + largest, and handedness is kept.  Sorted by strain.
+
+    Args:
+        reference: (3, 3) primitive reduced cell, rows, in Å.
+        target: (3, 3) reduced cell, rows, in Å.
+        multiple: Number of reference cells in the target.
+        largest: Largest strain.
+    """
+    from pymatgen.core import Lattice
+
+    # a stretch that changes lengths by 1 + e turns no two vectors by more than this against each other
+    angle = float(np.degrees(4 * (np.arctan(1 + largest) - np.pi / 4)))
+    sign = np.sign(np.linalg.det(target) * np.linalg.det(reference))
+    found = []
+    for _, _, matrix in Lattice(reference).find_all_mappings(
+        Lattice(target), ltol=largest + 1e-9, atol=angle, skip_rotation_matrix=True
+    ):
+        if round(float(np.linalg.det(matrix))) != sign * multiple:
+            continue
+        _, stretch = stretch_of(matrix @ reference, target)
+        values = np.linalg.eigvalsh(stretch)
+        if values[-1] <= 1 + largest and values[0] >= 1 / (1 + largest):
+            found.append((strain_norm(stretch - np.eye(3)), matrix.astype(float)))
+    return [matrix for _, matrix in sorted(found, key=lambda item: (round(item[0], 10), item[1].ravel().tolist()))]
+
+
+def distinct_cells(cells: list[FloatArray], rotations: FloatArray) -> list[FloatArray]:
+    """Return one of those cells that differ by a proper rotation of the reference crystal; the first stays.
+
+    Args:
+        cells: Integer matrices H.
+        rotations: (s, 3, 3) proper rotations W of the reference in its own basis (columns of coordinates).
+    """
+    proper = np.rint(rotations).transpose(0, 2, 1)
+    seen: set[bytes] = set()
+    result = []
+    for matrix in cells:
+        if matrix.astype(np.int64).tobytes() in seen:
+            continue
+        result.append(matrix)
+        seen.update(item.tobytes() for item in np.rint(matrix @ proper).astype(np.int64))
+    return result
+
+
+def map_crystal(
+    reference: BareCrystal,
+    target: BareCrystal,
+    largest_strain: float,
+    symprec: float,
+    accept: Callable[[CrystalMapping], bool] | None = None,
+) -> CrystalMapping:
+    """Return the smallest distortion that makes the target of the reference.
+
+    Args:
+        reference: In any cell.
+        target: Its cell is kept; it may be a supercell.
+        largest_strain: Principal stretches lie between 1/(1 + largest_strain) and 1 + largest_strain.
+        symprec: Tolerance in Å for translations and rotations of the reference.
+        accept: What else must hold; the smallest distortion at all comes back if nothing is accepted.
+
+    Raises:
+        EvaluationError: If no cell of the reference holds the atoms of the target, or fits it.
+    """
+    search = _Search(reference, target, symprec)
+    best: CrystalMapping | None = None
+    rejected: CrystalMapping | None = None
+    for limit in [*(stage for stage in STAGES if stage < largest_strain), largest_strain]:
+        for matrix, strain in search.cells(limit):
+            if best is not None and strain >= best.cost - 1e-9:
+                break
+            for sites in search.sites(matrix):
+                cost = float(np.hypot(np.sqrt(sites.squares), strain))
+                if best is not None and cost >= best.cost - 1e-9:
+                    break
+                mapping = search.assemble(matrix, sites, cost)
+                if accept is None or accept(mapping):
+                    best = mapping
+                    break
+                rejected = mapping if rejected is None or cost < rejected.cost else rejected
+        if best is not None and best.cost <= search.length * limit / (1 + limit):
+            break
+    found = best or rejected
+    if found is None:
+        raise EvaluationError(
+            f"No cell of the first crystal with {len(target)} atoms fits that of the second within a strain of "
+            f"{100 * largest_strain:.3g} %; their volumes per atom are {reference.volume / len(reference):.3f} and "
+            f"{target.volume / len(target):.3f} Å³."
+        )
+    return found
+
+
+class _Search:
+    """Two crystals made ready: the reference primitive, the target reduced.
+
+    Args:
+        reference: As given.
+        target: As given.
+        symprec: Tolerance in Å.
+    """
+
+    def __init__(self, reference: BareCrystal, target: BareCrystal, symprec: float) -> None:
+        self.reference, self.target = reference, target
+        primitive, self.representatives = primitive_cell(reference, symprec)
+        self.primitive, _ = primitive.reduced()
+        self.reduced, self.transform = target.reduced()
+        self.multiple = _multiple(self.primitive, self.reduced)
+        found = search_symmetry(self.primitive.cell, self.primitive.positions, self.primitive.numbers, symprec)[2]
+        rotations = found.rotations.astype(float)
+        self.proper = rotations[np.linalg.det(rotations) > 0]
+        self.length = (target.volume / len(target)) ** (1 / 3)
+        self._done: set[bytes] = set()
+
+    def cells(self, limit: float) -> Iterator[tuple[FloatArray, float]]:
+        """Yield cells H that were not yet yielded, and their part of the cost, by growing strain."""
+        cells = candidate_cells(self.primitive.cell, self.reduced.cell, self.multiple, limit)
+        for matrix in distinct_cells(cells, self.proper):
+            chosen = self._least_rotated(matrix)
+            if chosen.tobytes() not in self._done:
+                self._done.add(chosen.tobytes())
+                _, stretch = stretch_of(chosen @ self.primitive.cell, self.reduced.cell)
+                yield chosen, self.length * strain_norm(stretch - np.eye(3))
+
+    def _least_rotated(self, matrix: FloatArray) -> FloatArray:
+        """Return of those cells that are equal by symmetry the one turned least: crystals given alike stay so."""
+        equal = np.rint(matrix @ self.proper.transpose(0, 2, 1)) + 0.0
+        traces = [np.trace(stretch_of(item @ self.primitive.cell, self.reduced.cell)[0]) for item in equal]
+        return equal[int(np.argmax(np.round(traces, 6)))]
+
+    def sites(self, matrix: FloatArray) -> list[_Sites]:
+        """Return what sites can be assigned in a cell, the smallest displacements first."""
+        return match_sites(self.primitive, matrix, self.reduced)
+
+    def assemble(self, matrix: FloatArray, sites: _Sites, cost: float) -> CrystalMapping:
+        """Return a mapping in the cells as given."""
+        reference, target = self.reference, self.target
+        unrotated = np.linalg.inv(self.transform) @ matrix @ self.primitive.cell
+        rotation, stretch = stretch_of(unrotated, target.cell)
+        cell = unrotated @ rotation.T
+        differences = sites.differences @ self.transform
+        fractional = target.fractional - differences
+        order = self.representatives[sites.order]
+        shift = fractional[0] - reference.positions[order[0]] @ rotation.T @ np.linalg.inv(cell)
+        return CrystalMapping(
+            transform=unrotated @ np.linalg.inv(reference.cell),
+            rotation=rotation,
+            translation=(shift - np.round(shift)) @ cell,
+            sites=order,
+            cell=cell,
+            fractional=fractional,
+            displacements=differences @ target.cell,
+            strain=stretch - np.eye(3),
+            cost=cost,
+        )
+
+
+def _multiple(primitive: BareCrystal, target: BareCrystal) -> int:
+    kinds, counts = np.unique(primitive.numbers, return_counts=True)
+    others, totals = np.unique(target.numbers, return_counts=True)
+    if not np.array_equal(kinds, others) or (totals * counts[0] != counts * totals[0]).any():
+        raise EvaluationError("The crystals have different compositions.")
+    if len(target) % len(primitive):
+        raise EvaluationError(
+            f"The primitive cell of the first crystal has {len(primitive)} atoms, that of the second as given "
+            f"{len(target)}, which is no multiple."
+        )
+    return len(target) // len(primitive)
+
+
+def match_sites(reference: BareCrystal, matrix: FloatArray, target: BareCrystal) -> list[_Sites]:
+    """Return permutations of like atoms with their best rigid shifts, by growing mean square displacement.
+
+    A shift starts where an atom falls on another one, the rarest element first, and then follows the mean.
+
+    Args:
+        reference: Primitive.
+        matrix: H, integer: the cell of the target is H·reference.cell but for the stretch.
+        target: Reduced.
+    """
+    from pymatgen.util.coord import lattice_points_in_supercell
+
+    points = np.asarray(lattice_points_in_supercell(np.rint(matrix).astype(int)))
+    base = reference.fractional @ np.linalg.inv(matrix)
+    tiled = (base[:, None, :] + points[None, :, :]).reshape(-1, 3)
+    kinds = np.repeat(reference.numbers, len(points))
+    groups = [(np.flatnonzero(target.numbers == z), np.flatnonzero(kinds == z)) for z in np.unique(kinds)]
+    found: dict[float, _Sites] = {}
+    for shift in _shifts(reference, base, target):
+        sites = _settle(tiled + shift, target, groups)
+        found.setdefault(round(sites.squares, 6), _Sites(sites.order // len(points), sites.differences, sites.squares))
+    return [found[key] for key in sorted(found)][:MOST_ASSIGNMENTS]
+
+
+def _shifts(reference: BareCrystal, base: FloatArray, target: BareCrystal) -> FloatArray:
+    kinds, counts = np.unique(reference.numbers, return_counts=True)
+    shifts: list[FloatArray] = []
+    for kind in kinds[np.argsort(counts, kind="stable")]:
+        own, other = base[reference.numbers == kind], target.fractional[target.numbers == kind]
+        # one atom of the target is enough but for displacements of its own; others start nearer to the end
+        new = (other[:, None, :] - own[None, :, :]).reshape(-1, 3)
+        if shifts and len(shifts) + len(new) > MOST_SHIFTS:
+            break
+        shifts.extend(new[:MOST_SHIFTS] if not shifts else new)
+    return np.array(shifts)
+
+
+def _settle(tiled: FloatArray, target: BareCrystal, groups: list[tuple[IndexArray, IndexArray]]) -> _Sites:
+    """Assign, center, and go on until the assignment stays."""
+    order = np.full(len(target), -1, dtype=np.intp)
+    vectors = np.zeros_like(target.fractional)
+    offset = np.zeros(3)
+    for _ in range(MOST_ROUNDS):
+        new = np.empty_like(order)
+        for atoms, sites in groups:
+            between = shortest_differences(target.cell, tiled[sites] + offset, target.fractional[atoms])
+            rows, columns = linear_sum_assignment((between**2).sum(axis=2))
+            new[atoms[columns]] = sites[rows]
+            vectors[atoms[columns]] = between[rows, columns]
+        mean = vectors.mean(axis=0)
+        offset = offset + mean @ np.linalg.inv(target.cell)
+        if np.array_equal(new, order):
+            break
+        order = new
+    centered = vectors - vectors.mean(axis=0)
+    return _Sites(order, centered @ np.linalg.inv(target.cell), float((centered**2).sum(axis=1).mean()))
