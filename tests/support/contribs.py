@@ -123,7 +123,7 @@ def _fields(document: Mapping[str, Any], params: Params) -> dict:
 
 
 def routes(saved: Mapping[str, Any], most_per_page: int = 100) -> dict[str, Handler]:
-    """Return the routes of the service: pages, ids and the filter by formula; a field that nobody asks for stays out."""
+    """Return the routes of the service: pages, ids, the filter by formula; only the fields that were asked for."""
     documents = saved["contributions"]["data"]
 
     def projects(params: Params) -> Any:
