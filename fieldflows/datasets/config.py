@@ -14,6 +14,7 @@ from fieldflows.datasets.sources.batio3_md import BaTiO3MD
 from fieldflows.datasets.sources.extxyz_generic import ExtxyzGeneric
 from fieldflows.datasets.sources.ferroelectric_paths import FerroelectricPaths
 from fieldflows.datasets.sources.mp_dielectric import MPDielectric
+from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.datasets.sources.paper_dielectric import PaperDielectric
 from fieldflows.datasets.sources.paper_ferroelectric import PaperFerroelectric
 from fieldflows.datasets.sources.sio2_md import SiO2MD
@@ -21,7 +22,14 @@ from fieldflows.datasets.splits import SplitConfig
 from fieldflows.errors import SettingsError
 
 AnySource = Annotated[
-    PaperDielectric | MPDielectric | PaperFerroelectric | FerroelectricPaths | SiO2MD | BaTiO3MD | ExtxyzGeneric,
+    PaperDielectric
+    | MPDielectric
+    | PaperFerroelectric
+    | FerroelectricPaths
+    | MPContribsFerroelectrics
+    | SiO2MD
+    | BaTiO3MD
+    | ExtxyzGeneric,
     Field(discriminator="type"),
 ]
 """Every kind of source; ``type`` tells which."""
