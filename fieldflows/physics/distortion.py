@@ -43,7 +43,7 @@ class DistortionLimits:
     """
 
     displacement: float = 1.5
-    strain: float = 0.2
+    strain: float = 0.25
     symmetry: float = 0.1
     image: float = 0.4
     distance: float = 0.8

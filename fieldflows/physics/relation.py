@@ -45,7 +45,8 @@ class GroupRelation:
     Attributes:
         nonpolar: Group of the nonpolar end.
         polar: Group of the polar end.
-        n_operations: Operations of the polar end in its cell, pure translations included.
+        n_operations: Operations of the polar end in its cell, pure translations included; the shape of a supercell may
+            hide some.
         n_kept: Those that are operations of the nonpolar end too: all, if the one group is a subgroup of the other.
         n_along: Those that map displacements on displacements: they hold at every frame of the path.
         index: Index of the subgroup, if it is one: nonpolar operations per polar operation in the same volume.
@@ -97,8 +98,8 @@ def relate_groups(
     along = [ok and _keeps_path(differences, reduced.cell, w, p, tolerance) for ok, (w, _, p) in
              zip(kept, parts, strict=True)]  # fmt: skip
     start, end = end_group(nonpolar, symprec), end_group(polar, symprec)
-    cells = len(polar) // len(primitive_cell(nonpolar, symprec)[0])
-    index = start.order * cells // len(rotations) if all(kept) else None
+    cells = len(primitive_cell(polar, symprec)[0]) // len(primitive_cell(nonpolar, symprec)[0])
+    index = start.order * cells // end.order if all(kept) else None
     return GroupRelation(start, end, len(rotations), sum(kept), sum(along), index)
 
 
