@@ -67,7 +67,10 @@ def service_key() -> str:
     """
     key = checked_key(os.environ.get(KEY_VARIABLE), KEY_HINT)
     if key is None:
-        return materials_project_key()
+        try:
+            return materials_project_key()
+        except KeyProblem as error:
+            raise KeyProblem(error.message, KEY_HINT) from None
     if len(key) != KEY_LENGTH:
         raise KeyProblem(
             f"The key in {KEY_VARIABLE} has {len(key)} characters; keys of MPContribs have {KEY_LENGTH}.", KEY_HINT
@@ -138,7 +141,7 @@ class Contribs:
                 answer = self._get("/contributions/", {**base, **more, "page": page}, _is_page)
                 items, total = answer["data"], answer["total_count"]
                 done += len(items)
-                self.report(f"contributions of {self.project}", done, total)
+                self.report("fetching contributions", done, total)
                 yield items
                 if done >= total:
                     break
@@ -158,7 +161,7 @@ class Contribs:
         found: dict[str, Any] = {}
         failed = 0  # in a row
         for done, identifier in enumerate(identifiers):
-            self.report(f"attachments of {self.project}", done, len(identifiers))
+            self.report("fetching attachments", done, len(identifiers))
             try:
                 found[identifier] = self.attachment(identifier)
                 failed = 0
@@ -169,7 +172,7 @@ class Contribs:
                         f"Attachments cannot be read. The last one: {error.message}", error.hint
                     ) from error
                 found[identifier] = {"id": identifier, "error": error.message}
-        self.report(f"attachments of {self.project}", len(identifiers), len(identifiers))
+        self.report("fetching attachments", len(identifiers), len(identifiers))
         return found
 
     def attachment(self, identifier: str) -> dict[str, Any]:
