@@ -76,8 +76,13 @@ def open_text(path: str | Path) -> IO[str]:
 
 
 def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes as they lie on disk."""
-    with Path(path).open("rb") as handle:
+    """Return the SHA-256 of a file's bytes as they lie on disk; of a folder, that of names and hashes of its files."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file())
+        lines = (f"{file_sha256(item)}  {item.relative_to(path).as_posix()}\n" for item in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
