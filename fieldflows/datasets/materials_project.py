@@ -105,11 +105,30 @@ def identity(identifier: object) -> tuple[str, int]:
     """
     from emmet.core.mpid import AlphaID
 
+    text = str(identifier).strip()
     try:
-        prefix, number = AlphaID(str(identifier).strip()).parts
+        prefix, number = AlphaID(text).parts if text else ("", -1)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{identifier!r} is no id") from error
+    if number < 0:
+        raise ValueError(f"{identifier!r} is no id")
     return prefix or "mp", number
+
+
+def plain_id(identifier: object) -> str:
+    """Return an id in one spelling, whatever the service uses: with a number up to where those end, else in letters.
+
+    Raises:
+        ValueError: If it is none.
+
+    Example:
+        >>> plain_id("mp-aaaaaaft"), plain_id(149)
+        ('mp-149', 'mp-149')
+    """
+    from emmet.core.mpid import AlphaID
+
+    prefix, number = identity(identifier)
+    return str(AlphaID(number, prefix=prefix).string)
 
 
 def identities(identifiers: Iterable[str]) -> dict[tuple[str, int], str]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.datasets.extxyz import RawFrame
-from fieldflows.datasets.materials_project import identity
+from fieldflows.datasets.materials_project import identity, plain_id
 from fieldflows.datasets.mp_documents import (
     FieldProblem,
     charges_look_rotated,
@@ -112,7 +112,7 @@ class FrameReader:
             return problem("malformed", str(error))
         if isinstance(raw, Finding):
             return raw
-        raw.info["material_id"] = str(document["material_id"]).strip()
+        raw.info["material_id"] = plain_id(document["material_id"])
         try:
             operations = symmetry_of(raw)
             rotation = ieee_rotation(raw.cell, raw.positions, raw.numbers)
@@ -263,6 +263,8 @@ def _by_identity(documents: Iterable[Mapping[str, Any]], field: str) -> dict[tup
 
 
 def _text(identifier: object) -> str:
-    """Return an id as text that no reader takes for a number."""
-    text = str(identifier).strip()
-    return f"mp-{text}" if text.isdigit() else text
+    """Return an id in one spelling; never text that a reader takes for a number."""
+    try:
+        return plain_id(identifier)
+    except ValueError:
+        return f"id {identifier}"

@@ -16,6 +16,7 @@ from pymatgen.core.tensors import Tensor
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
 from fieldflows.datasets.extxyz import read_extxyz
+from fieldflows.datasets.materials_project import plain_id
 from fieldflows.datasets.orientation import from_ieee
 from fieldflows.datasets.paths import read_paths
 from fieldflows.errors import ConventionError
@@ -197,7 +198,7 @@ def test_saved_answers_of_the_materials_project(data_folder, audit):
     }
     with lzma.open(data_folder / "mp_api_fixture.json.xz") as handle:
         summaries = json.load(handle)["GET /materials/summary/"]["data"]
-    origin = {summary["material_id"]: summary["_fixture_source"] for summary in summaries}
+    origin = {plain_id(summary["material_id"]): summary["_fixture_source"] for summary in summaries}
     errors = []
     for frame in dataset.frames:
         raw = raws[origin[frame.extra["material_id"]]]
