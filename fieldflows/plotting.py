@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
+    from fieldflows.datasets.dataset import Dataset
     from fieldflows.schemas.evaluation import EvaluationDocument
     from fieldflows.schemas.training import TrainingDocument
 
@@ -138,3 +139,15 @@ def element_errors(document: EvaluationDocument, split: str = "test", path: str 
             suggestion(split, {item.split for item in document.elements}),
         )
     return draw(chosen, None if path is None else Path(path))
+
+
+def dataset_summary(dataset: Dataset, path: str | Path | None = None) -> Figure:
+    """Draw what a dataset covers: elements in the periodic table, distributions of labels and sizes, subsets.
+
+    Args:
+        dataset: The dataset.
+        path: Where to save it; the ending decides the format.
+    """
+    from fieldflows.evaluation.dataset_figure import dataset_summary as draw
+
+    return draw(dataset, None if path is None else Path(path))

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fieldflows.datasets.duplicates import DuplicatesConfig
 from fieldflows.datasets.filters import CleaningConfig
+from fieldflows.datasets.overlap import OverlapTarget
 from fieldflows.datasets.sources.batio3_md import BaTiO3MD
 from fieldflows.datasets.sources.extxyz_generic import ExtxyzGeneric
 from fieldflows.datasets.sources.ferroelectric_paths import FerroelectricPaths
+from fieldflows.datasets.sources.jsonl import JsonLines
 from fieldflows.datasets.sources.mp_dielectric import MPDielectric
 from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.datasets.sources.paper_dielectric import PaperDielectric
@@ -29,7 +31,8 @@ AnySource = Annotated[
     | MPContribsFerroelectrics
     | SiO2MD
     | BaTiO3MD
-    | ExtxyzGeneric,
+    | ExtxyzGeneric
+    | JsonLines,
     Field(discriminator="type"),
 ]
 """Every kind of source; ``type`` tells which."""
@@ -52,6 +55,9 @@ class DatasetConfig(BaseModel):
     cleaning: CleaningConfig = Field(default=CleaningConfig(), description="Thresholds of the cleaning recipe.")
     split: SplitConfig = Field(default=SplitConfig(), description="How frames are divided.")
     duplicates: DuplicatesConfig = Field(default=DuplicatesConfig(), description="What counts as the same crystal.")
+    overlap: list[OverlapTarget] = Field(
+        default=[], description="Datasets and benchmarks to compare with; a bare string is a folder or digest."
+    )
     base: Path | None = Field(
         default=None, exclude=True, description="Folder that relative paths refer to; the configuration file's."
     )

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
-
-from pydantic import ValidationError
 
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.duplicates import find_duplicates
@@ -19,23 +14,27 @@ from fieldflows.datasets.encoding import dataset_digest, from_raw, to_raw
 from fieldflows.datasets.extxyz import file_sha256, read_extxyz, write_extxyz
 from fieldflows.datasets.filters import clean
 from fieldflows.datasets.frame import LabeledFrame
-from fieldflows.datasets.source import Progress, Source, SourceData
-from fieldflows.datasets.splits import SPLITS, split_blocks, split_of_formula
-from fieldflows.datasets.statistics import count, label_statistics
+from fieldflows.datasets.manifest import FRAMES_NAME, MANIFEST_NAME, BuildRecord, make_manifest, read_manifest
+from fieldflows.datasets.overlap import find_overlap
+from fieldflows.datasets.source import Progress
+from fieldflows.datasets.splits import SPLITS, assign_splits
 from fieldflows.errors import DataError, SettingsError, suggestion
-from fieldflows.schemas.dataset import (
-    DATASET_SCHEMA_VERSION,
-    DatasetManifest,
-    Duplicate,
-    Finding,
-    FrameFindings,
-    SourceRecord,
-)
+from fieldflows.schemas.dataset import DatasetManifest, Duplicate, Finding, FrameFindings
 
-FRAMES_NAME = "frames.extxyz"
-MANIFEST_NAME = "manifest.json"
+PART = 200
+"""Frames that are written between two reports of progress."""
 
-__all__ = ["Dataset", "LabeledFrame", "Progress", "build_dataset", "dataset_digest"]
+__all__ = [
+    "FRAMES_NAME",
+    "MANIFEST_NAME",
+    "Dataset",
+    "LabeledFrame",
+    "Progress",
+    "build_dataset",
+    "check_target",
+    "dataset_digest",
+    "read_manifest",
+]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,13 @@ class Dataset:
             raise SettingsError(f"There is no subset {split!r}.", suggestion(split, SPLITS))
         return [frame for frame in self.frames if frame.split == split]
 
-    def save(self, directory: str | Path, overwrite: bool = False) -> Path:
+    def save(self, directory: str | Path, overwrite: bool = False, progress: Progress | None = None) -> Path:
         """Write ``frames.extxyz`` and ``manifest.json`` to a folder, all or nothing.
 
         Args:
             directory: Made if it does not exist.
             overwrite: Replace a dataset that is already there; anything else is never replaced.
+            progress: Called with ("writing", done, all).
 
         Raises:
             DataError: If the folder is taken or cannot be written.
@@ -83,7 +83,7 @@ class Dataset:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
-                self._write(partial)
+                self._write(partial, progress or (lambda stage, done, total: None))
                 partial.chmod(0o755)
                 _replace(partial, target)
             finally:
@@ -92,30 +92,43 @@ class Dataset:
             raise DataError(f"The dataset cannot be written to {target}: {error}.") from error
         return target
 
-    def _write(self, directory: Path) -> None:
+    def _write(self, directory: Path, report: Progress) -> None:
         with (directory / FRAMES_NAME).open("w", encoding="utf-8") as handle:
-            write_extxyz(handle, map(to_raw, self.frames))
+            for start in range(0, len(self), PART):
+                report("writing", start, len(self))
+                write_extxyz(handle, map(to_raw, self.frames[start : start + PART]))
             handle.flush()
             os.fsync(handle.fileno())
+        manifest = self.manifest.model_copy(update={"frames_sha256": file_sha256(directory / FRAMES_NAME)})
         with (directory / MANIFEST_NAME).open("w", encoding="utf-8") as handle:
-            handle.write(self.manifest.model_dump_json(indent=1) + "\n")
+            handle.write(manifest.model_dump_json(indent=1) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
+        report("writing", len(self), len(self))
 
     @classmethod
-    def load(cls, directory: str | Path) -> Dataset:
+    def load(cls, directory: str | Path, verify: bool = True) -> Dataset:
         """Read a dataset and check that its content is what the manifest says.
+
+        Args:
+            directory: Where it lies.
+            verify: Refuse a dataset that was altered.
 
         Raises:
             DataError: If it is missing, of a newer schema, or was altered.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
-        frames = [from_raw(raw) for raw in read_extxyz(directory / FRAMES_NAME)] if manifest.n_frames else []
-        digest = dataset_digest(frames)
-        if digest != manifest.digest:
+        path = directory / FRAMES_NAME
+        try:
+            frames = [from_raw(raw) for raw in read_extxyz(path)] if manifest.n_frames else []
+        except (KeyError, ValueError, TypeError) as error:
             raise DataError(
-                f"{directory / FRAMES_NAME} was altered: its digest is {digest[:12]}..., the manifest says "
+                f"{path} is not what fieldflows wrote: {type(error).__name__}: {error}.", "Build the dataset again."
+            ) from error
+        if verify and (digest := dataset_digest(frames)) != manifest.digest:
+            raise DataError(
+                f"{path} was altered: its digest is {digest[:12]}..., the manifest says "
                 f"{manifest.digest[:12]}... ({len(frames)} frames, {manifest.n_frames} expected).",
                 "Build the dataset again.",
             )
@@ -141,35 +154,6 @@ def check_target(directory: str | Path, overwrite: bool = False) -> Path:
     return target
 
 
-def read_manifest(directory: str | Path) -> DatasetManifest:
-    """Read the manifest of a dataset without its frames.
-
-    Raises:
-        DataError: If it is missing, malformed or of a newer schema.
-    """
-    path = Path(directory) / MANIFEST_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{directory} holds no dataset: {path} cannot be read ({error}).", "Build one: fieldflows dataset build."
-        ) from error
-    try:
-        manifest = DatasetManifest.model_validate_json(text)
-    except ValidationError as error:
-        item = error.errors()[0]
-        raise DataError(
-            f"{path} is no manifest of a dataset: {'.'.join(map(str, item['loc']))}: {item['msg']}."
-        ) from None
-    if manifest.schema_version > DATASET_SCHEMA_VERSION:
-        raise DataError(
-            f"{path} has schema version {manifest.schema_version}; this version of fieldflows knows "
-            f"{DATASET_SCHEMA_VERSION}.",
-            "Update fieldflows.",
-        )
-    return manifest
-
-
 def _replace(partial: Path, target: Path) -> None:
     """Move a finished folder to its place; an older one is set aside first and put back if that fails."""
     if not target.exists():
@@ -187,10 +171,10 @@ def _replace(partial: Path, target: Path) -> None:
 
 
 def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Dataset:
-    """Read all sources, convert, clean, remove copies, split.
+    """Read all sources, convert, clean, remove copies, split, and see what is shared with others.
 
     Args:
-        config: Sources, thresholds, fractions.
+        config: Sources, thresholds, fractions, datasets and benchmarks to compare with.
         progress: Called with (stage, done, all) as work goes on.
 
     Raises:
@@ -200,35 +184,66 @@ def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Da
         ServiceError: If a public service that a source asks cannot be used.
     """
     report = progress or (lambda stage, done, total: None)
-    kept: list[LabeledFrame] = []
-    rejects: list[FrameFindings] = []
-    flagged: list[FrameFindings] = []
-    read: list[tuple[Source, Path, SourceData]] = []
+    others = [target.locate(config.base) for target in config.overlap]
+    record = BuildRecord()
+    _read(config, record, report)
+    kept = _unique(_cleaned(config, record, report), config, record, report)
+    ways = {source.label: source.split or config.split for source in config.sources}
+    frames = assign_splits(kept, ways)
+    if not frames:
+        raise DataError(
+            f"No frame of dataset {config.name!r} is left: {len(record.rejects)} were rejected.",
+            "See the cleaning thresholds.",
+        )
+    record.n_gap = len(kept) - len(frames)
+    for target, place in zip(config.overlap, others, strict=True):
+        record.overlap.append(find_overlap(frames, target, place, report))
+    report("counting", 0, 1)
+    manifest = make_manifest(config, frames, record)
+    report("counting", 1, 1)
+    return Dataset(frames, manifest)
+
+
+def _read(config: DatasetConfig, record: BuildRecord, report: Progress) -> None:
     paths = [source.locate(config.base, report) for source in config.sources]
     for i, (source, path) in enumerate(zip(config.sources, paths, strict=True)):
         report("reading", i, len(config.sources))
-        read.append((source, path, source.read(path, config.base)))
-    report("reading", len(read), len(read))
-    total = sum(len(data.frames) for _, _, data in read)
+        data = source.read(path, config.base)
+        record.read.append((source, path, data))
+        record.rejects.extend(data.rejects)
+    report("reading", len(paths), len(paths))
+
+
+def _cleaned(config: DatasetConfig, record: BuildRecord, report: Progress) -> list[LabeledFrame]:
+    """Return the frames that pass; the others are noted, and what was read is let go."""
+    total = sum(len(data.frames) for _, _, data in record.read)
+    kept: list[LabeledFrame] = []
     done = 0
-    for _, _, data in read:
-        rejects.extend(data.rejects)
-        for frame in data.frames:
+    for _, _, data in record.read:
+        frames, data.frames = data.frames, []
+        for frame in frames:
             cleaned, why, flags = clean(frame, config.cleaning)
             flags = data.flags.get(frame.source_index, []) + flags
             if why:
-                rejects.append(_findings(frame, why))
+                record.rejects.append(_findings(frame, why))
             else:
                 kept.append(cleaned.with_(flags=tuple(flag.code for flag in flags)))
                 if flags:
-                    flagged.append(_findings(frame, flags))
+                    record.flags.append(_findings(frame, flags))
             done += 1
             report("cleaning", done, total)
-    trajectories = frozenset(source.label for source, _, _ in read if source.trajectory)
+    return kept
+
+
+def _unique(
+    kept: list[LabeledFrame], config: DatasetConfig, record: BuildRecord, report: Progress
+) -> list[LabeledFrame]:
+    """Return the frames without copies of others, which are noted."""
+    trajectories = frozenset(source.label for source, _, _ in record.read if source.trajectory)
     copies = find_duplicates(
         kept, config.duplicates, trajectories, lambda done, total: report("comparing", done, total)
     )
-    duplicates = [
+    record.duplicates.extend(
         Duplicate(
             source=kept[i].source,
             source_index=kept[i].source_index,
@@ -238,103 +253,13 @@ def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Da
             kept_source_index=kept[j].source_index,
         )
         for i, (j, kind) in sorted(copies.items())
-    ]
-    dropped = {(copy.source, copy.source_index) for copy in duplicates}
-    kept = [frame for i, frame in enumerate(kept) if i not in copies]
-    frames = _split(kept, config)
-    if not frames:
-        raise DataError(
-            f"No frame of dataset {config.name!r} is left: {len(rejects)} were rejected.",
-            "See the cleaning thresholds.",
-        )
-    manifest = _manifest(config, frames, read, rejects, duplicates, len(kept) - len(frames), [
-        item for item in flagged if (item.source, item.source_index) not in dropped
-    ])  # fmt: skip
-    return Dataset(frames, manifest)
+    )
+    dropped = {(copy.source, copy.source_index) for copy in record.duplicates}
+    record.flags = [item for item in record.flags if (item.source, item.source_index) not in dropped]
+    return [frame for i, frame in enumerate(kept) if i not in copies]
 
 
 def _findings(frame: LabeledFrame, findings: list[Finding]) -> FrameFindings:
     return FrameFindings(
         source=frame.source, source_index=frame.source_index, formula=frame.material, findings=findings
-    )
-
-
-def _split(frames: list[LabeledFrame], config: DatasetConfig) -> list[LabeledFrame]:
-    """Give every frame its subset; frames in a gap are left out.
-
-    Raises:
-        SettingsError: If a material is divided in two ways, which would leak, or blocks cut several materials.
-    """
-    ways = {source.label: source.split or config.split for source in config.sources}
-    way_of: dict[str, tuple[str, Any]] = {}
-    groups: dict[str, list[int]] = defaultdict(list)
-    result: list[str | None] = [None] * len(frames)
-    for i, frame in enumerate(frames):
-        way = ways[frame.source]
-        origin, known = way_of.setdefault(frame.material, (frame.source, way))
-        if way.strategy == "blocks":
-            groups[frame.source].append(i)
-        else:
-            result[i] = split_of_formula(frame.material, way)
-        if known != way or (way.strategy == "blocks" and origin != frame.source):
-            raise SettingsError(
-                f"{frame.material} occurs in the sources {origin!r} and {frame.source!r}, which are split differently: "
-                "it could be trained on and tested on.",
-                "Give both sources the same split by formula, or build two datasets.",
-            )
-    for name, members in groups.items():
-        materials = {frames[i].material for i in members}
-        if len(materials) > 1:
-            raise SettingsError(
-                f"Source {name!r} holds {len(materials)} materials; split by blocks is for one.",
-                "Use strategy: formula.",
-            )
-        for i, split in zip(members, split_blocks([frames[i].source_index for i in members], ways[name]), strict=True):
-            result[i] = split
-    return [frame.with_(split=split) for frame, split in zip(frames, result, strict=True) if split is not None]
-
-
-def _manifest(
-    config: DatasetConfig,
-    frames: list[LabeledFrame],
-    read: list[tuple[Source, Path, SourceData]],
-    rejects: list[FrameFindings],
-    duplicates: list[Duplicate],
-    n_gap: int,
-    flags: list[FrameFindings],
-) -> DatasetManifest:
-    from fieldflows import __version__
-
-    symbols = sorted({symbol for frame in frames for symbol in frame.atoms.symbols})
-    return DatasetManifest(
-        name=config.name,
-        digest=dataset_digest(frames),
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        code_version=__version__,
-        n_frames=len(frames),
-        n_materials=len({frame.material for frame in frames}),
-        elements=symbols,
-        counts=count(frames),
-        statistics=label_statistics(frames),
-        rejects=rejects,
-        flags=flags,
-        duplicates=duplicates,
-        n_gap=n_gap,
-        sources=[
-            SourceRecord(
-                name=source.label,
-                type=source.type,
-                path=source.place,
-                sha256=file_sha256(path),
-                license=source.license,
-                reference=source.reference,
-                n_frames=data.n_frames,
-                n_kept=sum(frame.source == source.label for frame in frames),
-                conversions=data.conversions,
-                notes=data.notes,
-                median_epsilon_electronic=data.median_epsilon,
-            )
-            for source, path, data in read
-        ],
-        config=config.model_dump(mode="json"),
     )

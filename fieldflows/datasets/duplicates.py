@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from fieldflows.datasets.frame import LabeledFrame
+from fieldflows.datasets.matching import CrystalMatcher, Tolerances
+from fieldflows.errors import SettingsError
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 
 class DuplicatesConfig(BaseModel):
@@ -34,14 +40,19 @@ class DuplicatesConfig(BaseModel):
         json_schema_extra={"unit": "1"},
     )  # fmt: skip
     angle: float = Field(default=1.0, gt=0, description="Tolerance of angles.", json_schema_extra={"unit": "degree"})
+    most_pairs: int = Field(
+        default=500_000, ge=0, description="Pairs of frames of one formula and volume that may be compared; more stop "
+        "the build.", json_schema_extra={"unit": "1"},
+    )  # fmt: skip
 
 
-def fingerprint(frame: LabeledFrame, decimals: int = 5) -> str:
+def fingerprint(crystal: LabeledFrame | Atoms, decimals: int = 5) -> str:
     """Return a hash of species, cell and wrapped fractional coordinates, in any order of the atoms."""
-    cell = np.round(np.array(frame.atoms.cell[:]), decimals) + 0.0
-    fractional = frame.atoms.get_scaled_positions(wrap=False)
+    atoms = crystal.atoms if isinstance(crystal, LabeledFrame) else crystal
+    cell = np.round(np.array(atoms.cell[:]), decimals) + 0.0
+    fractional = atoms.get_scaled_positions(wrap=False)
     fractional = np.round(fractional - np.floor(fractional), decimals) % 1.0
-    rows = np.column_stack([frame.atoms.numbers, fractional])
+    rows = np.column_stack([atoms.numbers, fractional])
     rows = rows[np.lexsort(rows.T[::-1])]
     return hashlib.sha256(cell.tobytes() + rows.tobytes()).hexdigest()
 
@@ -62,6 +73,9 @@ def find_duplicates(
         config: Tolerances.
         trajectories: Names of sources whose neighboring frames are alike on purpose: only exact copies count there.
         progress: Called with (done, all) formulas.
+
+    Raises:
+        SettingsError: If near copies would be sought among too many pairs.
     """
     copies: dict[int, tuple[int, str]] = {}
     if config.exact:
@@ -80,6 +94,7 @@ def find_duplicates(
         if i not in copies and frame.source not in trajectories:
             groups[frame.material].append(i)
     several = [group for group in groups.values() if len(group) > 1]
+    _refuse_crowds(frames, several, config)
     for done, group in enumerate(several):
         _match(frames, group, config, copies)
         if progress is not None:
@@ -95,25 +110,38 @@ def _replaces(kept: LabeledFrame, copy: LabeledFrame) -> bool:
 def _match(
     frames: Sequence[LabeledFrame], group: list[int], config: DuplicatesConfig, copies: dict[int, tuple[int, str]]
 ) -> None:
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-
-    from fieldflows.structures import as_structure
-
-    matcher = StructureMatcher(config.length, config.site, config.angle, primitive_cell=False, scale=False)
-    reduced = {}
+    matcher = CrystalMatcher(Tolerances(length=config.length, site=config.site, angle=config.angle, scale=False))
     kept: list[int] = []
     volumes = {i: frames[i].atoms.get_volume() / len(frames[i]) for i in group}
     for i in group:
         for j in kept:
             if abs(volumes[i] / volumes[j] - 1) > config.volume or not _replaces(frames[j], frames[i]):
                 continue
-            for k in (i, j):
-                if k not in reduced:
-                    reduced[k] = as_structure(frames[k].atoms).get_primitive_structure().get_reduced_structure()
-            if len(reduced[i]) == len(reduced[j]) and matcher.fit(
-                reduced[i], reduced[j], skip_structure_reduction=True
-            ):
+            if matcher.same(frames[i].atoms, frames[j].atoms):
                 copies[i] = (j, "near")
                 break
         else:
             kept.append(i)
+
+
+def _refuse_crowds(frames: Sequence[LabeledFrame], groups: Sequence[list[int]], config: DuplicatesConfig) -> None:
+    """Raise if near copies would be sought among too many pairs: frames of a trajectory that nobody declared.
+
+    Raises:
+        SettingsError: Names the largest crowd.
+    """
+    pairs, worst, size = 0, "", 0
+    for group in groups:
+        volumes = np.sort([frames[i].atoms.get_volume() / len(frames[i]) for i in group])
+        near = np.searchsorted(volumes, volumes * (1 + config.volume), side="right") - np.arange(len(group)) - 1
+        crowd = int(near.sum())
+        pairs += crowd
+        if crowd > size:
+            worst, size = f"{len(group)} frames of {frames[group[0]].material} ({frames[group[0]].source})", crowd
+    if pairs > config.most_pairs:
+        raise SettingsError(
+            f"Near copies would be sought among {pairs} pairs of frames, {size} of them among {worst}; at most "
+            f"{config.most_pairs} are allowed.",
+            "If these are frames of a trajectory, declare is_trajectory: true for their source; else set "
+            "duplicates: {near: false} or a larger most_pairs (a thousand pairs take seconds to minutes).",
+        )

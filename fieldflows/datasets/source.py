@@ -205,12 +205,16 @@ def frame_index(raw: RawFrame) -> int:
 
 
 def make_frame(source: Source, raw: RawFrame, labels: dict[str, Any], **extra: Any) -> LabeledFrame:
-    """Return a labeled frame; origin (``src_file``, ``src_index``), ``relaxed`` and ``config_weight`` are kept."""
+    """Return a labeled frame; origin (``src_file``, ``src_index``), ``identifier``, ``relaxed`` and ``config_weight``
+    are kept.
+    """
     index = frame_index(raw)
     if "relaxed" in raw.info:
         extra["relaxed"] = raw.info["relaxed"]
     if "config_weight" in raw.info:
         extra["weight"] = float(raw.info["config_weight"])
+    if isinstance(raw.info.get("identifier"), str):
+        extra["identifier"] = raw.info["identifier"]
     if "src_file" in raw.info:
         extra["origin"] = f"{raw.info['src_file']}:{index}"
     return LabeledFrame(

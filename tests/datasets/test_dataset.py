@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -71,7 +72,8 @@ def test_save_and_load_give_the_same_dataset(dielectric_file, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["frames.extxyz", "manifest.json"]
     loaded = Dataset.load(folder)
     assert loaded.digest == dataset.digest
-    assert loaded.manifest == dataset.manifest
+    written = hashlib.sha256((folder / "frames.extxyz").read_bytes()).hexdigest()
+    assert loaded.manifest == dataset.manifest.model_copy(update={"frames_sha256": written})
     for one, two in zip(dataset.frames, loaded.frames, strict=True):
         assert one.labels.keys() == two.labels.keys()
         for name in one.labels:
@@ -372,7 +374,7 @@ def test_a_declared_key_that_is_missing_is_named(tmp_path):
 def test_shipped_configurations_are_valid(path):
     config = DatasetConfig.from_yaml(path)
     assert path.stem == f"dataset_{config.name}"
-    assert all("${FIELDFLOWS_DATA}" in source.path for source in config.sources)
+    assert all("${FIELDFLOWS_DATA}" in source.path or not source.path for source in config.sources)
 
 
 @pytest.mark.parametrize(("a", "x"), [("In", "F"), ("Na", "N")])

@@ -5,65 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from fieldflows.datasets.consistency import require_consistent
-from fieldflows.datasets.extxyz import RawFrame, raw_from_atoms, read_extxyz
-from fieldflows.datasets.labels import ALIASES, find_key, get_convention, raw_value
-from fieldflows.datasets.source import Source, SourceData, label_frames, largest_field, refuse_field
-from fieldflows.errors import LabelError, SettingsError
+from fieldflows.datasets.declared import DeclaredSource, LabelDeclaration
+from fieldflows.datasets.extxyz import raw_from_atoms, read_extxyz
+from fieldflows.datasets.source import SourceData
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-
-class LabelDeclaration(BaseModel):
-    """Which key of a file holds an observable, and how it is written there."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    convention: str = Field(description="Unit, sign and index order, by name.")
-    key: str = Field(default="", description="Key in the file; the usual spellings are tried if empty.")
+__all__ = ["ExtxyzGeneric", "LabelDeclaration"]
 
 
-class ExtxyzGeneric(Source):
+class ExtxyzGeneric(DeclaredSource):
     """An extended XYZ file with declared conventions; nothing is guessed."""
 
     type: Literal["extxyz"] = "extxyz"
-    labels: dict[str, LabelDeclaration] = Field(
-        description="Declaration by observable; a bare string is the convention.", min_length=1
-    )
-    field: Literal["refuse", "ignore"] = Field(
-        default="refuse",
-        description="What to do with frames that declare an electric field: refuse, or ignore the tag as spurious.",
-    )
-    is_trajectory: bool = Field(default=False, description="Neighboring frames are alike on purpose.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_strings(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("labels"), dict):
-            labels = {
-                name: {"convention": item} if isinstance(item, str) else item for name, item in data["labels"].items()
-            }
-            data = {**data, "labels": labels}
-        return data
-
-    @model_validator(mode="after")
-    def _conventions_exist(self) -> ExtxyzGeneric:
-        for observable, declaration in self.labels.items():
-            try:
-                get_convention(observable, declaration.convention)
-            except SettingsError as error:
-                raise ValueError(str(error)) from None
-        return self
-
-    @property
-    def trajectory(self) -> bool:  # type: ignore[override]
-        """Whether near copies stay."""
-        return self.is_trajectory
 
     def read(self, path: Path, base: Path | None = None) -> SourceData:
         """Return the labeled frames.
@@ -77,27 +34,3 @@ class ExtxyzGeneric(Source):
     def from_atoms(self, frames: Sequence[Atoms]) -> SourceData:
         """Return the labeled frames of crystals read by ASE; keys that ASE moved into a calculator are found."""
         return self.convert([raw_from_atoms(atoms, index) for index, atoms in enumerate(frames)])
-
-    def convert(self, raws: Sequence[RawFrame]) -> SourceData:
-        """Return the labeled frames of raw ones."""
-        rules = {}
-        for observable, declaration in self.labels.items():
-            keys = [declaration.key] if declaration.key else [find_key(raw, observable) for raw in raws]
-            key = next((key for key in keys if key is not None), None)
-            if key is None or all(raw_value(raw, key) is None for raw in raws):
-                asked = declaration.key or ", ".join(ALIASES[observable])
-                found = sorted({name for raw in raws[:10] for name in [*raw.info, *raw.arrays]})
-                raise LabelError(
-                    f"Source {self.label!r}: no frame holds {observable} under {asked}.",
-                    f"The first frames hold: {', '.join(found) or 'nothing'}.",
-                )
-            rules[observable] = (key, get_convention(observable, declaration.convention))
-        tag = largest_field(raws)
-        if self.field == "refuse":
-            refuse_field(self, raws)
-        data = label_frames(self, raws, rules)
-        if tag:
-            data.notes.append(f"a tagged electric field of up to {tag:g} was ignored, as declared")
-        if self.is_trajectory:
-            data.notes.extend(require_consistent(self.label, data.frames))
-        return data
