@@ -18,6 +18,7 @@ _PUBLIC = {
     "FieldCalculator": "fieldflows.calculators",
     "DielectricMaker": "fieldflows.flows.screening",
     "DatasetMaker": "fieldflows.flows.dataset",
+    "FerroelectricDatasetMaker": "fieldflows.flows.ferroelectric_dataset",
     "TrainMaker": "fieldflows.flows.training",
     "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
@@ -28,6 +29,7 @@ __all__ = [
     "DatasetMaker",
     "DielectricMaker",
     "EvaluateMaker",
+    "FerroelectricDatasetMaker",
     "FieldCalculator",
     "FieldModel",
     "FieldflowsError",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from fieldflows.errors import FieldflowsError
     from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker
+    from fieldflows.flows.ferroelectric_dataset import FerroelectricDatasetMaker
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.flows.training import TrainingFlowMaker, TrainMaker
 

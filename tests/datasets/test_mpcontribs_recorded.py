@@ -117,6 +117,22 @@ def test_rejects_are_the_audit_s_and_those_without_a_path(contributions, recorde
     assert len(contributions.rejects) == 3 + 10 * 2
 
 
+def test_half_quantum_references_are_flagged(published, audit):
+    flagged = {
+        frame.extra["wfid"]: finding.value
+        for frame in published.frames
+        for finding in published.flags.get(frame.source_index, [])
+        if finding.code == "path_nonpolar_offset"
+    }
+    half = {wfid for wfid, entry in audit.items() if entry["nonpolar_half_quantum"] and not entry["reject"]}
+    assert len(half) > 10
+    assert {wfid for wfid, value in flagged.items() if value > 0.49} == half
+    for frame in published.frames:
+        if frame.extra["path_index"] == 0:
+            assert not frame.labels["polarization"].any()
+            assert (np.abs(frame.extra["polarization_raw"]).max() > 1e-3) or frame.extra["wfid"] not in half
+
+
 def test_every_path_of_the_file_is_judged_as_the_audit_does(published, audit, data_folder):
     """Ten rejects each for the paths that the audit rejects, and none for another reason."""
     wfids = {raw.index: raw.info["wfid"] for raw in read_extxyz(data_folder / "ferroelectric_paths_dev.extxyz.xz")}
