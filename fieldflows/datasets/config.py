@@ -19,6 +19,7 @@ from fieldflows.datasets.sources.mp_dielectric import MPDielectric
 from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.datasets.sources.paper_dielectric import PaperDielectric
 from fieldflows.datasets.sources.paper_ferroelectric import PaperFerroelectric
+from fieldflows.datasets.sources.phonopy import PhonopySource
 from fieldflows.datasets.sources.sio2_md import SiO2MD
 from fieldflows.datasets.splits import SplitConfig
 from fieldflows.errors import SettingsError
@@ -31,6 +32,7 @@ AnySource = Annotated[
     | MPContribsFerroelectrics
     | SiO2MD
     | BaTiO3MD
+    | PhonopySource
     | ExtxyzGeneric
     | JsonLines,
     Field(discriminator="type"),
