@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fieldflows.datasets.extxyz import RawFrame
 from fieldflows.errors import EvaluationError
 from fieldflows.physics.born_charges import site_symmetry_violation
-from fieldflows.physics.symmetry import SymmetryOperations, symmetry_operations
+from fieldflows.physics.symmetry import SYMPREC, SymmetryOperations, symmetry_operations
 
 FloatArray = NDArray[np.float64]
 
@@ -108,13 +108,17 @@ def read_structure(document: Mapping[str, Any], index: int, field: str = "struct
     return RawFrame(np.array(numbers, dtype=np.int64), fractional @ cell, cell, np.ones(3, dtype=bool), index=index)
 
 
-def symmetry_of(raw: RawFrame) -> SymmetryOperations:
-    """Return the operations of a frame, at the tolerance of pymatgen's ``Tensor.fit_to_structure`` (0.1 Å).
+def symmetry_of(raw: RawFrame, symprec: float) -> SymmetryOperations:
+    """Return the operations of a frame.
+
+    Args:
+        raw: The frame.
+        symprec: Tolerance in Å: 0.1 where pymatgen's ``Tensor.fit_to_structure`` is followed, 0.01 for Born charges.
 
     Raises:
         EvaluationError: If no space group is found.
     """
-    return symmetry_operations(raw.cell, raw.positions, raw.numbers)
+    return symmetry_operations(raw.cell, raw.positions, raw.numbers, symprec)
 
 
 def origin_task(document: Mapping[str, Any]) -> str | None:
@@ -191,7 +195,7 @@ def phonon_born_charges(document: Mapping[str, Any], raw: RawFrame) -> FloatArra
     if len(values) == count:
         return values
     try:
-        operations = symmetry_of(raw)
+        operations = symmetry_of(raw, SYMPREC)
     except EvaluationError as error:
         raise FieldProblem("born", f"has {len(values)} tensors for {count} sites ({error.message})") from None
     first = operations.permutations.min(axis=0)  # the first site of each one's set

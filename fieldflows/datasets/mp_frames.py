@@ -26,7 +26,7 @@ from fieldflows.datasets.mp_documents import (
 )
 from fieldflows.errors import DataError, EvaluationError
 from fieldflows.physics.born_charges import site_symmetry_violation
-from fieldflows.physics.symmetry import SymmetryOperations, ieee_rotation, rotate_tensor
+from fieldflows.physics.symmetry import FIT_SYMPREC, SYMPREC, SymmetryOperations, ieee_rotation, rotate_tensor
 from fieldflows.schemas.dataset import Finding
 
 FloatArray = NDArray[np.float64]
@@ -114,7 +114,7 @@ class FrameReader:
             return raw
         raw.info["material_id"] = plain_id(document["material_id"])
         try:
-            operations = symmetry_of(raw)
+            operations = symmetry_of(raw, FIT_SYMPREC)
             rotation = ieee_rotation(raw.cell, raw.positions, raw.numbers)
         except EvaluationError as error:
             return problem("no_symmetry", error.message)
@@ -122,11 +122,8 @@ class FrameReader:
             raw.info[field] = rotate_tensor(tensor, rotation.T).ravel()
         electronic = raw.info["electronic"].reshape(3, 3)
         raw.info["ieee_residual"] = float(np.abs(electronic - operations.symmetrize(electronic)).max())
-        if task is not None:
-            wrong = self._compare_with_task(raw, electronic, task, operations, rotation)
-            if wrong is not None:
-                return wrong
-        return raw
+        wrong = None if task is None else self._compare_with_task(raw, electronic, task, operations, rotation)
+        return raw if wrong is None else wrong
 
     def phonon(self, index: int, document: Mapping[str, Any]) -> RawFrame | Finding | None:
         """Return a phonon document as a frame of its own structure, a reason against it, or None without charges.
@@ -145,7 +142,7 @@ class FrameReader:
             return problem("malformed", f"phonon document {document.get('identifier')}: {error}")
         raw.info |= {"task_id": _text(document.get("identifier")), "structure_from": "phonon"}
         try:
-            self._add_charges(raw, charges, symmetry_of(raw), ieee_rotation(raw.cell, raw.positions, raw.numbers))
+            self._add_charges(raw, charges, ieee_rotation(raw.cell, raw.positions, raw.numbers))
         except EvaluationError as error:
             return problem("no_symmetry", error.message)
         return raw
@@ -211,16 +208,21 @@ class FrameReader:
             if difference > TASK_TOLERANCE:
                 message = f"ε∞ of task {task.get('task_id')} is another one: it differs by {100 * difference:.2g} %"
                 return problem("wrong_task", message, difference, TASK_TOLERANCE)
-        if charges is not None:
-            self._add_charges(raw, charges, operations, rotation)
+        try:
+            self._add_charges(raw, charges, rotation)
+        except EvaluationError as error:
+            return problem("no_symmetry", error.message)
         return None
 
-    def _add_charges(
-        self, raw: RawFrame, charges: FloatArray | None, operations: SymmetryOperations, rotation: FloatArray
-    ) -> None:
-        """Give a frame its charges, unless they have the symmetry of another orientation."""
+    def _add_charges(self, raw: RawFrame, charges: FloatArray | None, rotation: FloatArray) -> None:
+        """Give a frame its charges, unless they have the symmetry of another orientation.
+
+        Raises:
+            EvaluationError: If no space group is found.
+        """
         if charges is None:
             return
+        operations = symmetry_of(raw, SYMPREC)
         violation = site_symmetry_violation(charges, operations)
         if charges_look_rotated(charges, operations, rotation, CHARGE_TOLERANCE):
             message = f"Z* obey the site symmetry in IEEE orientation only ({violation:.2g} e off as given): left out"
