@@ -60,8 +60,8 @@ PANELS: dict[str, tuple[str, str, Callable[[LabeledFrame], FloatArray]]] = {
 }  # fmt: skip
 """Symbol, unit and values of a frame, by label."""
 
-COLUMNS = 4
-"""Panels in a row."""
+COLUMNS = (4, 3)
+"""Panels in a row; that which leaves fewer places empty."""
 
 
 def dataset_summary(dataset: Dataset, path: Path | None = None) -> Figure:
@@ -74,21 +74,24 @@ def dataset_summary(dataset: Dataset, path: Path | None = None) -> Figure:
         dataset: The dataset.
         path: Where to save it.
     """
+    from matplotlib.ticker import MaxNLocator
+
     labels = [name for name in PANELS if any(name in frame.labels for frame in dataset.frames)]
     n_panels = len(labels) + 2
-    rows = -(-n_panels // COLUMNS)
+    columns = min(COLUMNS, key=lambda width: -n_panels % width)
+    rows = -(-n_panels // columns)
     figure = new_figure(11.0, 5.6 + 2.3 * rows)
     halves: Any = figure.subfigures(2, 1, height_ratios=[5.6, 2.3 * rows])
     above, below = halves
     manifest = dataset.manifest
     above.suptitle(
-        f"{manifest.name}: {manifest.n_frames:,} frames, {manifest.n_materials:,} materials, "
-        f"{len(manifest.elements)} elements (digest {manifest.digest[:12]})",
+        f"{manifest.name}: {_plural(manifest.n_frames, 'frame')}, {_plural(manifest.n_materials, 'material')}, "
+        f"{_plural(len(manifest.elements), 'element')} (digest {manifest.digest[:12]})",
         fontsize=12,
     )
     holders = Counter(symbol for frame in dataset.frames for symbol in set(frame.atoms.symbols))
     periodic_table(above.subplots(), holders)
-    panels = below.subplots(rows, COLUMNS, squeeze=False).ravel()
+    panels = below.subplots(rows, columns, squeeze=False).ravel()
     subsets = {name: dataset.subset(name) for name in SPLITS}
     subsets = {name: members for name, members in subsets.items() if members}
     for ax, name in zip(panels, labels, strict=False):
@@ -102,6 +105,7 @@ def dataset_summary(dataset: Dataset, path: Path | None = None) -> Figure:
         panels[len(labels)], {split: np.array([len(frame) for frame in members], dtype=float)
                               for split, members in subsets.items()}, "atoms per cell",
     )  # fmt: skip
+    panels[len(labels)].xaxis.set_major_locator(MaxNLocator(4, integer=True))
     _counts(panels[len(labels) + 1], subsets)
     for ax in panels[n_panels:]:
         ax.set_axis_off()
@@ -152,6 +156,10 @@ def _luminance(color: Any) -> float:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def _histogram(ax: Axes, series: Mapping[str, FloatArray], label: str) -> None:
     """Draw the values of all subsets in the same bars; what is beyond the edges counts into the last bar there."""
     from matplotlib.ticker import MaxNLocator, NullLocator
@@ -171,7 +179,7 @@ def _histogram(ax: Axes, series: Mapping[str, FloatArray], label: str) -> None:
     ax.set_xlabel(label, fontsize=9)
     ax.set_ylabel("values" if label.startswith(("Z*", "|F|")) else "frames", fontsize=8)
     ax.tick_params(labelsize=8)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
 
 
 def histogram_edges(values: FloatArray, most: int = 40) -> FloatArray:
@@ -195,13 +203,13 @@ def _counts(ax: Axes, subsets: Mapping[str, Sequence[LabeledFrame]]) -> None:
     places = np.arange(len(names), dtype=float)
     most = max(len(members) for members in subsets.values())
     numbers = {
-        "frames": [len(members) for members in subsets.values()],
-        "materials": [len({frame.material for frame in members}) for members in subsets.values()],
+        "frame": [len(members) for members in subsets.values()],
+        "material": [len({frame.material for frame in members}) for members in subsets.values()],
     }
-    for kind, shift, alpha in (("frames", -0.2, 1.0), ("materials", 0.2, 0.55)):
+    for kind, shift, alpha in (("frame", -0.2, 1.0), ("material", 0.2, 0.55)):
         ax.barh(places + shift, numbers[kind], 0.38, color=[COLORS[name] for name in names], alpha=alpha)
         for place, number in zip(places + shift, numbers[kind], strict=True):
-            ax.text(number + 0.02 * most, place, f"{number:,} {kind}", va="center", fontsize=7.5)
+            ax.text(number + 0.02 * most, place, _plural(number, kind), va="center", fontsize=7.5)
     ax.set_yticks(places, names, fontsize=9)
     ax.invert_yaxis()
     ax.set_xlim(0, 1.75 * most)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fieldflows.backends.base import FieldModel, Response
 from fieldflows.backends.symmetric import SymmetrySettings, evaluate_each
@@ -142,6 +143,33 @@ def predict_frames(
             else None,
         )
     return result
+
+
+def predict_charges(
+    model: FieldModel, frames: Sequence[LabeledFrame], symmetry: bool = True, open_head: OpenHead | None = None
+) -> list[NDArray[np.float64] | None]:
+    """Return the Born effective charges of each frame, (n, 3, 3) in e; None where the model cannot tell them.
+
+    Args:
+        model: The model; one that has no Born charges gives None for all frames.
+        frames: Frames whose elements the model knows.
+        symmetry: Use the symmetry of crystals.
+        open_head: Gives the model's other heads; frames that name one of them are evaluated with it.
+    """
+    charges: list[NDArray[np.float64] | None] = [None] * len(frames)
+    if not _supports(model, "born_effective_charges"):
+        return charges
+    reduced = SymmetrySettings() if symmetry else None
+    for head, places in _by_head(model, frames, open_head).items():
+        used = model if head is None or open_head is None else open_head(head)
+        for start in range(0, len(places), BATCH):
+            part = places[start : start + BATCH]
+            found = evaluate_each(used, [frames[i].atoms for i in part], None, ("born_effective_charges",), reduced)
+            for i, outcome in zip(part, found, strict=True):
+                if not isinstance(outcome, Exception):
+                    value = np.asarray(outcome.get("born_effective_charges"), dtype=float)
+                    charges[i] = value if np.isfinite(value).all() else None
+    return charges
 
 
 def _with_known_elements(model: FieldModel, frames: list[LabeledFrame], result: Predicted) -> list[LabeledFrame]:

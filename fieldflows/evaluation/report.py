@@ -212,9 +212,12 @@ def _paths_text(document: EvaluationDocument) -> list[str]:
     lines = ["## Spontaneous polarization", ""]
     lines.append(
         "P_s = Σ_i [f_i(polar) − f_i(nonpolar)] a_i(polar)/Ω, not folded. Labels of frames are relative to the "
-        "nonpolar end; 'as published' are those before that, modulo quanta."
+        "nonpolar end; 'as published' are those before that, modulo quanta. 'From Z*' is the estimate "
+        "Σ_κ ½ [Z*_κ(polar) + Z*_κ(nonpolar)]·Δu_κ/Ω with the model's charges, and 'branch by Z*' the model's P_s plus "
+        "the quanta that bring it closest to that estimate; no label takes part in either."
     )
-    names = ("polarization", "polarization_raw", "spontaneous_polarization_norm", "spontaneous_polarization_folded")
+    names = ("polarization", "polarization_raw", "spontaneous_polarization_norm", "spontaneous_polarization_folded",
+             "spontaneous_polarization_guided_norm", "spontaneous_polarization_charges_norm")  # fmt: skip
     for split, subset in document.subsets.items():
         found = [subset.quantities[name] for name in names if name in subset.quantities]
         factors = [(item.symbol, factor) for item in found if (factor := item.factor("zero")) is not None]

@@ -14,8 +14,8 @@ from fieldflows.errors import InputError
 from fieldflows.evaluation.baselines import Baselines
 from fieldflows.evaluation.elements import evaluate_elements, evaluate_sum_rule, find_outliers
 from fieldflows.evaluation.identities import check_identities
-from fieldflows.evaluation.paths import evaluate_paths, path_quantities, raw_quantity
-from fieldflows.evaluation.predict import OpenHead, Predicted, Progress, predict_frames
+from fieldflows.evaluation.paths import EndCharges, end_key, evaluate_paths, path_quantities, raw_quantity
+from fieldflows.evaluation.predict import OpenHead, Predicted, Progress, predict_charges, predict_frames
 from fieldflows.evaluation.settings import EvaluationSettings
 from fieldflows.evaluation.statistics import evaluate_quantities
 from fieldflows.properties.base import model_card
@@ -85,16 +85,28 @@ def evaluate(
     settings = settings or EvaluationSettings()
     frames = _frames(dataset, settings)
     predicted = predict_frames(model, frames, settings.labels, settings.symmetry, progress, open_head)
+    charges = _end_charges(model, predicted, settings, open_head)
     baselines = Baselines(dataset.subset("train"), predicted.labels, settings.forest, settings.seed)
     identities = check_identities(model, predicted.frames, settings.identities, settings.seed)
     target = None if directory is None else Path(directory).expanduser().resolve()
-    document = _document(model, dataset, settings, predicted, baselines, identities, target, start)
+    document = _document(model, dataset, settings, predicted, charges, baselines, identities, target, start)
     result = Evaluation(document, predicted)
     if target is not None:
         from fieldflows.evaluation.report import write_report
 
         write_report(result, target, figures)
     return result
+
+
+def _end_charges(
+    model: FieldModel, predicted: Predicted, settings: EvaluationSettings, open_head: OpenHead | None
+) -> EndCharges:
+    """Return the model's Born effective charges at the ends of paths."""
+    if not settings.path_charges or "polarization" not in predicted.labels:
+        return {}
+    ends = {key: frame for frame in predicted.frames if (key := end_key(frame)) is not None}
+    found = predict_charges(model, list(ends.values()), settings.symmetry, open_head)
+    return {key: value for key, value in zip(ends, found, strict=True) if value is not None}
 
 
 def _frames(dataset: Dataset, settings: EvaluationSettings) -> list[LabeledFrame]:
@@ -117,6 +129,7 @@ def _document(
     dataset: Dataset,
     settings: EvaluationSettings,
     predicted: Predicted,
+    charges: EndCharges,
     baselines: Baselines,
     identities: Sequence[IdentityCheck],
     directory: Path | None,
@@ -130,7 +143,7 @@ def _document(
         if not frames:
             continue
         subset = _subset(split, None, frames, predictions, baselines, seen)
-        found, broken = evaluate_paths(frames, predictions)
+        found, broken = evaluate_paths(frames, predictions, charges)
         extra = {**raw_quantity(frames, predictions), **path_quantities(found)}
         subsets[split] = subset.model_copy(update={"quantities": {**subset.quantities, **extra}})
         paths += found

@@ -31,6 +31,9 @@ class EvaluationSettings(BaseModel):
         "always (an error without it), or never.",
     )
     symmetry: bool = Field(True, description="Evaluate symmetric crystals by their primitive cells and few directions.")
+    path_charges: bool = Field(
+        True, description="Evaluate Z* at the ends of paths, which tells the branch of P_s where P alone does not."
+    )
     outliers: int = Field(
         10, ge=0, description="Worst frames listed per quantity and subset.", json_schema_extra={"unit": "1"}
     )

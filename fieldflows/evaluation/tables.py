@@ -86,8 +86,9 @@ def path_rows(document: EvaluationDocument) -> list[Row]:
     rows = []
     for item in document.paths:
         row = item.model_dump()
-        for name in ("label", "predicted"):
-            row.update({f"{name}_{axis}": value for axis, value in zip("xyz", row.pop(name), strict=True)})
+        for name in ("label", "predicted", "from_charges", "guided"):
+            vector = row.pop(name) or (None, None, None)
+            row.update({f"{name}_{axis}": value for axis, value in zip("xyz", vector, strict=True)})
         rows.append(row)
     return rows
 

@@ -47,6 +47,22 @@ def fold_polarization(difference: ArrayLike, cell: ArrayLike) -> FloatArray:
     return (fractions - np.round(fractions)) @ quantum
 
 
+def polarization_from_charges(charges: ArrayLike, displacements: ArrayLike, volume: float) -> FloatArray:
+    """Return the change of polarization of a displacement at fixed charges, ΔP_i = (1/Ω) Σ_κ Σ_j Z*_κ,ij Δu_κj.
+
+    With the charges at one point it is the linear term; with the mean over both ends the trapezoidal rule.
+
+    Args:
+        charges: (n, 3, 3) Born effective charges in e, first index polarization.
+        displacements: (n, 3) in Å.
+        volume: Ω in Å³.
+
+    Returns:
+        (3,) in e/Å².
+    """
+    return np.einsum("nij,nj->i", np.asarray(charges, dtype=float), np.asarray(displacements, dtype=float)) / volume
+
+
 def to_microcoulomb_per_cm2(polarization: ArrayLike) -> FloatArray:
     """Return a polarization in µC/cm², given in e/Å²."""
     return np.asarray(polarization, dtype=float) * E_PER_A2_TO_UC_PER_CM2

@@ -76,6 +76,12 @@ class PathEvaluation(Document):
     distance: float = quantity("µC/cm²", "|P_s(model) − P_s(label)|.")
     folded_distance: float = quantity("µC/cm²", "The same modulo quanta of the polar end.")
     quanta: Matrix3 = quantity("µC/cm²", "Quanta e a_i/Ω of the polar end, one per row.")
+    from_charges: Vector3 | None = quantity(
+        "µC/cm²", "Σ_κ ½ [Z*_κ(polar) + Z*_κ(nonpolar)]·Δu_κ/Ω of the model; null if it has no Z*.", None
+    )
+    guided: Vector3 | None = quantity(
+        "µC/cm²", "P_s of the model plus the quanta that bring it closest to `from_charges`.", None
+    )
     flags: tuple[str, ...] = Field((), description="Flags of its frames, such as 'path_large_step': an unsure branch.")
 
 

@@ -14,6 +14,7 @@ from fieldflows.evaluation.paths import (
     evaluate_paths,
     path_quantities,
     polarization_fractions,
+    polarization_of_displacements,
     raw_quantity,
     spontaneous_polarization,
 )
@@ -96,6 +97,83 @@ def test_a_whole_quantum_is_an_error_of_the_path_and_none_modulo_quanta():
     assert found["spontaneous_polarization"].model.rmse > 10
     assert found["spontaneous_polarization_folded"].model.rmse < 1e-10
     assert found["spontaneous_polarization_folded"].baselines["zero"].rmse < 1e-10
+
+
+def displaced_path(quanta: int, charge: float, turn: np.ndarray | None = None):
+    """Return a path on which an ion of a tetragonal cell moves along c, and the Born charges at its ends.
+
+    Labels follow the ion, less so many quanta at the polar end; the ends may be turned against each other.
+    """
+    cell = np.diag([4.0, 4.0, 5.0])
+    shift = 0.4 * cell[2]
+    charges = np.stack([charge * np.eye(3), -charge * np.eye(3)])
+    frames, at_ends = [], {}
+    for k in range(N_FRAMES):
+        part = k / (N_FRAMES - 1)
+        rotation = np.eye(3) if turn is None or k == N_FRAMES - 1 else turn
+        atoms = Atoms("NaCl", positions=[part * shift, [2.0, 2.0, 2.5]], cell=cell, pbc=True)
+        atoms.set_cell(cell @ rotation.T, scale_atoms=True)
+        change = (charge * part * shift - (quanta * cell[2] if k == N_FRAMES - 1 else 0)) / 80.0
+        frames.append(
+            LabeledFrame(atoms, {"polarization": rotation @ change}, "NaCl", "made", k, split="test",
+                         extra={"wfid": "a", "path_index": k})
+        )  # fmt: skip
+        at_ends["made", "a", k] = np.einsum("ia,nab,jb->nij", rotation, charges, rotation)
+    return frames, at_ends
+
+
+def test_charges_at_the_ends_tell_the_branch():
+    """An ion of charge 2 that moves by 0.4 c changes P by 0.8 quantum; a model that is one quantum off is put right."""
+    frames, charges = displaced_path(0, 2.0)
+    off, _ = displaced_path(1, 2.0)
+    (path,), _ = evaluate_paths(frames, [frame.labels for frame in off], charges)
+    size = 2.0 * 0.4 * 5.0 / 80.0 * E_PER_A2_TO_UC_PER_CM2
+    assert path.label == pytest.approx((0, 0, size))
+    assert path.predicted_norm == pytest.approx(size / 4)
+    assert path.from_charges == pytest.approx((0, 0, size))
+    assert path.guided == pytest.approx((0, 0, size))
+    found = path_quantities([path])
+    assert found["spontaneous_polarization_norm"].model.mae == pytest.approx(0.75 * size)
+    assert found["spontaneous_polarization_guided_norm"].model.mae < 1e-9
+    assert found["spontaneous_polarization_charges"].model.rmse < 1e-9
+
+
+def test_charges_of_a_turned_end_are_turned_back():
+    anisotropic = np.stack([np.diag([1.0, 2.0, 3.0]), -np.diag([1.0, 2.0, 3.0])])
+    turn = random_rotation(5)
+    frames, _ = displaced_path(0, 2.0, turn)
+    polar, nonpolar = frames[-1].atoms, frames[0].atoms
+    turned = np.einsum("ia,nab,jb->nij", turn, anisotropic, turn)
+    found = polarization_of_displacements(polar, anisotropic, nonpolar, turned)
+    assert found == pytest.approx([0, 0, 3.0 * 0.4 * 5.0 / 80.0])
+
+
+def test_a_path_without_charges_at_both_ends_is_not_guided():
+    frames, charges = displaced_path(0, 2.0)
+    del charges["made", "a", 0]
+    (path,), _ = evaluate_paths(frames, [frame.labels for frame in frames], charges)
+    assert path.guided is None
+    assert not [name for name in path_quantities([path]) if "guided" in name or "charges" in name]
+
+
+def test_a_model_with_charges_guides_itself():
+    """The charges of the closed-form model at both ends are those that integrate its polarization over a short path."""
+    from fieldflows import load_model
+    from fieldflows.evaluation.predict import predict_charges
+
+    toy = load_model("toy")
+    frames, _ = displaced_path(0, 1.0)
+    start = frames[0].atoms.copy()
+    start.positions[1] += (0.1, -0.2, 0.3)
+    end = start.copy()
+    end.positions[0] += (0.02, 0.01, -0.015)
+    pair = [frames[0].with_(atoms=start), frames[-1].with_(atoms=end)]
+    charges = predict_charges(toy, pair)
+    found = polarization_of_displacements(end, charges[1], start, charges[0])
+    change = toy.evaluate(end, observables=("polarization",)).polarization
+    change = change - toy.evaluate(start, observables=("polarization",)).polarization
+    assert np.linalg.norm(change) > 1e-5
+    assert found == pytest.approx(change, rel=1e-3)
 
 
 def test_flags_of_frames_are_those_of_the_path():
