@@ -15,6 +15,7 @@ from fieldflows.datasets.sources.batio3_md import BaTiO3MD
 from fieldflows.datasets.sources.extxyz_generic import ExtxyzGeneric
 from fieldflows.datasets.sources.ferroelectric_paths import FerroelectricPaths
 from fieldflows.datasets.sources.jsonl import JsonLines
+from fieldflows.datasets.sources.matbench import MatbenchDielectric
 from fieldflows.datasets.sources.mp_dielectric import MPDielectric
 from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.datasets.sources.paper_dielectric import PaperDielectric
@@ -33,6 +34,7 @@ AnySource = Annotated[
     | SiO2MD
     | BaTiO3MD
     | PhonopySource
+    | MatbenchDielectric
     | ExtxyzGeneric
     | JsonLines,
     Field(discriminator="type"),

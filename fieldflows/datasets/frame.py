@@ -21,6 +21,7 @@ LABEL_UNITS: dict[str, str] = {
     "polarizability": "e/(V·Å)",
     "epsilon_ionic": "1",
     "piezoelectric": "C/m²",
+    "refractive_index": "1",
 }
 """Unit of every label that a frame may hold."""
 
@@ -33,6 +34,7 @@ LABEL_SHAPES: dict[str, tuple[int | str, ...]] = {
     "polarizability": (3, 3),
     "epsilon_ionic": (3, 3),
     "piezoelectric": (3, 6),
+    "refractive_index": (),
 }
 """Shape of every label that a frame may hold."""
 
@@ -42,7 +44,7 @@ def label_shape(name: str, n_atoms: int) -> tuple[int, ...]:
     return tuple(n_atoms if isinstance(extent, str) else extent for extent in LABEL_SHAPES[name])
 
 
-EVALUATION_ONLY: frozenset[str] = frozenset({"epsilon_ionic", "piezoelectric"})
+EVALUATION_ONLY: frozenset[str] = frozenset({"epsilon_ionic", "piezoelectric", "refractive_index"})
 """Labels that no model is trained on directly: they judge derived properties."""
 
 
@@ -53,7 +55,8 @@ class LabeledFrame:
     Attributes:
         atoms: The crystal, without calculator and without extra arrays.
         labels: Labels by name (:data:`LABEL_UNITS`, :data:`LABEL_SHAPES`); energy is a 0-dimensional array.
-            ``epsilon_ionic`` and ``piezoelectric`` (Voigt columns xx, yy, zz, yz, xz, xy) are for evaluation only.
+            ``epsilon_ionic``, ``piezoelectric`` (Voigt columns xx, yy, zz, yz, xz, xy) and ``refractive_index`` are for
+            evaluation only.
         material: Reduced formula; the unit of the split.
         source: Name of the source in the dataset's configuration.
         source_index: Frame number in that source, from 0.

@@ -45,6 +45,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "polarizability": ("REF_polarisability", "REF_polarizability", "polarisability", "polarizability"),
     "epsilon_ionic": ("REF_dielectric_ionic", "epsilon_ionic", "dielectric_ionic"),
     "piezoelectric": ("REF_piezoelectric", "piezoelectric"),
+    "refractive_index": ("REF_refractive_index", "refractive_index", "n"),
 }
 """Keys under which a label is looked for when its source names none; the first that is present counts."""
 
@@ -176,6 +177,7 @@ _register(
     "C/m², columns xx,yy,zz,xy,yz,zx: reordered to xx,yy,zz,yz,xz,xy",
     lambda x, v, c, n: x.reshape(3, 6)[:, list(_VOIGT_VASP)],
 )
+_register("refractive_index", "sqrt_mean_epsilon", "√(tr ε∞/3), dimensionless", lambda x, v, c, n: x.reshape(()))
 
 
 def get_convention(observable: str, name: str) -> Convention:

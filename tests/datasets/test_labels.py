@@ -48,6 +48,7 @@ WRITTEN = {
     ("polarizability", "per_cell"): (ALPHA * VOLUME, ALPHA),
     ("polarizability", "volume_angstrom3"): ((EPSILON - np.eye(3)) * VOLUME / (4 * np.pi), ALPHA),
     ("epsilon_ionic", "permittivity"): (EPSILON, EPSILON),
+    ("refractive_index", "sqrt_mean_epsilon"): (1.7, 1.7),
     ("piezoelectric", "voigt"): (PIEZO, PIEZO),
     ("piezoelectric", "vasp"): (PIEZO[:, [0, 1, 2, 5, 3, 4]], PIEZO),
 }
