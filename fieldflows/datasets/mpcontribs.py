@@ -41,6 +41,9 @@ FIELDS = "id,project,identifier,formula,last_modified,data,structures,attachment
 """Fields that are asked of a contribution; those of an attachment are :data:`ATTACHMENT_FIELDS`."""
 ATTACHMENT_FIELDS = "id,name,mime,md5,content"
 
+RESERVED = frozenset({"project", "page", "per_page", "format", "id__in", "identifier__in"})
+"""Parameters of ``/contributions/`` that no filter may set; nor any that begins with an underscore."""
+
 PER_PAGE = 100
 IDS_AT_ONCE = 50  # the service takes addresses of up to about 4000 characters
 DAMAGED_TRIES = 3
@@ -106,7 +109,8 @@ class Contribs:
         project = self.project_document()
         found = {item["id"]: item for page in self._pages(ids, query) for item in page}
         contributions = [found[key] for key in sorted(found)][:most]
-        wanted = [item["id"] for contribution in contributions for item in workflow_attachments(contribution)]
+        finished = [item for item in contributions if stated_status(item) in (None, "COMPLETED")]
+        wanted = [item["id"] for contribution in finished for item in workflow_attachments(contribution)]
         answers = {
             "projects": {"data": [project]},
             "contributions": {"data": contributions},
@@ -182,9 +186,10 @@ class Contribs:
             DataError: If it stays damaged.
             ServiceError: If the service cannot be used, or does not have it.
         """
-        for _ in range(DAMAGED_TRIES - 1):
+        for attempt in range(DAMAGED_TRIES - 1):
             with suppress(DataError):
                 return self._ask_attachment(identifier)
+            self._client.sleep(2.0**attempt)
         return self._ask_attachment(identifier)
 
     def _ask_attachment(self, identifier: str) -> dict[str, Any]:
@@ -207,6 +212,14 @@ class Contribs:
             key = None if self.cache.offline else service_key()
             self._opened = Client(self.address, key, KEY_HINT, cache=self.cache)
         return self._opened
+
+
+def stated_status(contribution: Mapping[str, Any]) -> str | None:
+    """Return the status of the workflow that a contribution states, or None if it states none."""
+    status: Any = contribution
+    for key in ("data", "workflow", "status"):
+        status = status.get(key) if isinstance(status, Mapping) else None
+    return status if isinstance(status, str) else None
 
 
 def workflow_attachments(contribution: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -289,9 +302,14 @@ def _changed(route: str, what: str) -> WrongAnswer:
 
 
 def _flat(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a filter as parameters of a query: lists become comma-separated."""
+    """Return a filter as parameters of a query: lists become comma-separated, truth values small letters."""
+
+    def text(value: Any) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
     return {
-        name: ",".join(map(str, value)) if isinstance(value, list | tuple) else value for name, value in query.items()
+        name: ",".join(map(text, value)) if isinstance(value, list | tuple) else text(value)
+        for name, value in query.items()
     }
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fieldflows.datasets.extxyz import RawFrame
 from fieldflows.datasets.labels import convert, get_convention
 from fieldflows.datasets.mp_documents import FieldProblem, read_structure
-from fieldflows.datasets.mpcontribs import ATTACHMENT, unpack, workflow_attachments
+from fieldflows.datasets.mpcontribs import ATTACHMENT, stated_status, unpack, workflow_attachments
 from fieldflows.datasets.paths import N_FRAMES, NORM_KEY, POLARIZATION_KEY, QUANTA_KEY
 from fieldflows.errors import DataError, LabelError
 from fieldflows.schemas.dataset import Finding
@@ -58,8 +58,8 @@ def contribution_frames(
     """
     name = str(contribution.get("identifier") or contribution.get("id"))
     try:
-        status = _nested(contribution, "data", "workflow", "status")
-        if isinstance(status, str) and status != "COMPLETED":
+        status = stated_status(contribution)
+        if status not in (None, "COMPLETED"):
             raise _Refused("path_incomplete", f"the workflow is {status}, not COMPLETED")
         workflow, origin = _workflow(contribution, attachments)
         return _frames(contribution, workflow, origin, number, optional)
@@ -71,10 +71,13 @@ def _workflow(contribution: Mapping[str, Any], attachments: Mapping[str, Any]) -
     """Return the content of the one attachment that holds a path, and what to call it."""
     if not isinstance(contribution.get("identifier"), str):
         raise _Refused("malformed", "the contribution has no field 'identifier'")
+    listed = contribution.get("attachments")
+    if not isinstance(listed, list):
+        known = ", ".join(sorted(map(str, contribution)))
+        raise _Refused("malformed", f"the contribution has no list 'attachments'; it has {known}")
     entries = workflow_attachments(contribution)
     if len(entries) != 1:
-        listed = contribution.get("attachments")
-        names = [str(item.get("name")) for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+        names = [str(item.get("name")) for item in listed if isinstance(item, dict)]
         structures = contribution.get("structures")
         count = len(structures) if isinstance(structures, list) else 0
         raise _Refused(

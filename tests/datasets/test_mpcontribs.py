@@ -121,6 +121,8 @@ def test_ids_and_filters_ask_for_their_own(service):
     rejects = build(ids=[object_id(3), NAMES[0], "wfid_9"]).manifest.rejects
     assert [reject.findings[0].code for reject in rejects] == ["unknown_id"]
     assert names(build(filter={"formula": ["SrTiO3", "BaHfO3"]})) == [NAMES[1], NAMES[4]]
+    assert names(build(filter={"is_public": True, "formula": "SrTiO3"})) == [NAMES[1]]
+    assert service.requests[-1].params["is_public"] == "true"
     assert names(build(limit=20)) == NAMES[:2]
 
 
@@ -238,11 +240,12 @@ def broken(data: str, number: int, change) -> dict:
         (lambda text: None, "no field 'content'"),
     ],
 )
-def test_a_damaged_attachment_is_asked_again_and_then_rejected(service, saved, change, message):
+def test_a_damaged_attachment_is_asked_again_and_then_rejected(service, saved, waits, change, message):
     bad = broken(saved, 2, change)
     service.misbehave("json", times=100, path=attachment_path(2), value=bad)
     dataset = build()
     assert service.count(attachment_path(2)) == 3
+    assert waits == [1.0, 2.0]
     assert names(dataset) == NAMES[:2] + NAMES[3:]
     (reject,) = dataset.manifest.rejects
     assert reject.source_index == 20

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fieldflows.datasets.config import DatasetConfig
-from fieldflows.datasets.dataset import build_dataset
+from fieldflows.datasets.dataset import Dataset, build_dataset
 from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.errors import ConventionError, DataError, SettingsError
 from tests.support.contribs import answers, answers_of_dft, crystal, object_id, pack, workflow
@@ -30,7 +30,7 @@ def read(tmp_path, data, **settings):
 @pytest.mark.parametrize("start", [(0, 0, 0), (0.5, 0, 0.5), (-2.0, 0.25, 0)])
 def test_labels_are_those_of_the_model_in_internal_units(tmp_path, start):
     data = read(tmp_path, answers(workflow(start=start)))
-    truth = answers_of_dft([crystal(k) for k in range(10)])
+    truth = answers_of_dft()
     assert [frame.source_index for frame in data.frames] == list(range(10))
     for k, (frame, expected) in enumerate(zip(data.frames, truth, strict=True)):
         assert frame.extra["path_index"] == k
@@ -166,13 +166,15 @@ def test_a_damaged_attachment_leaves_the_others(tmp_path, attachment, message):
 
 
 def test_a_contribution_without_a_path_is_a_reject(tmp_path):
-    data = answers(GOOD, workflow("second"), workflow("third"))
+    data = answers(GOOD, workflow("second"), workflow("third"), workflow("fourth"))
     documents = data["contributions"]["data"]
+    documents[3]["files"] = documents[3].pop("attachments")
     documents[1] |= {"attachments": documents[1]["attachments"][:1], "structures": [{"id": "a"}, {"id": "b"}]}
     del documents[2]["identifier"]
     messages = [reject.findings[0].message for reject in read(tmp_path, data).rejects]
     assert "of distortion.json.gz and 2 structures, 0 are called workflow.json.gz" in messages[0]
     assert "no field 'identifier'" in messages[1]
+    assert "fourth: the contribution has no list 'attachments'; it has data, files, formula" in messages[2]
 
 
 def test_the_other_project_is_labeled_unconfirmed(tmp_path):
@@ -232,6 +234,7 @@ def test_ids_and_limit_choose_among_saved_answers(tmp_path):
         ({"whole_project": True, "ids": ["a"]}, "leave ids and filter out"),
         ({"path": "a.json", "filter": {"formula": "BaTiO3"}}, "choose with ids"),
         ({"whole_project": True, "project": "others"}, "project"),
+        ({"filter": {"_fields": "id", "project": "x", "formula": "BaTiO3"}}, "may not set _fields, project"),
     ],
 )
 def test_settings_that_contradict_each_other(settings, message):
@@ -251,5 +254,7 @@ def test_a_dataset_of_saved_answers(tmp_path):
     assert dataset.manifest.sources[0].n_kept == len(dataset) == 20
     assert [reject.source_index for reject in dataset.manifest.rejects] == [20]
     assert dataset.manifest.sources[0].reference.startswith("Smidt")
+    loaded = Dataset.load(dataset.save(tmp_path / "out"))
+    assert loaded.frames[0].extra["contribution"] == object_id(0)  # an id that looks like a number
     again = build_dataset(DatasetConfig.from_dict({"name": "f", "sources": [source]}, base=tmp_path))
     assert again.digest == dataset.digest

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from fieldflows.datasets.consistency import require_consistent
 from fieldflows.datasets.extxyz import RawFrame, open_text
-from fieldflows.datasets.mpcontribs import Contribs, service_address
+from fieldflows.datasets.mpcontribs import RESERVED, Contribs, service_address
 from fieldflows.datasets.path_frames import PathSettings, add_path, describe_polarization
 from fieldflows.datasets.path_work import require_work
 from fieldflows.datasets.paths import N_FRAMES, read_paths
@@ -76,6 +76,9 @@ class MPContribsFerroelectrics(PathSettings, WebSource):
     @model_validator(mode="after")
     def _says_what_is_asked(self) -> MPContribsFerroelectrics:
         chosen = bool(self.ids or self.filter)
+        reserved = sorted(name for name in self.filter if name in RESERVED or name.startswith("_"))
+        if reserved:
+            raise ValueError(f"a filter may not set {', '.join(reserved)}: use project, ids and limit")
         if self.whole_project and chosen:
             raise ValueError("whole_project takes everything: leave ids and filter out")
         if self.path and self.filter:
