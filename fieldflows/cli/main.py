@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "query": ("fieldflows.cli.query", "Find stored results: fieldflows query 'n > 2 and e_total > 15'."),
     "model": ("fieldflows.cli.model", "List, describe and import models."),
     "dataset": ("fieldflows.cli.dataset", "Build a dataset from labeled crystals."),
+    "path": ("fieldflows.cli.path", "Build the path from a nonpolar to a polar crystal."),
     "train": ("fieldflows.cli.train", "Train a model."),
     "evaluate": ("fieldflows.cli.evaluate", "Compare a model with the labels of a dataset."),
     "demo": ("fieldflows.cli.demo", "Screen well-known crystals and compare with published values."),
