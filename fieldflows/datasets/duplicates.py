@@ -47,11 +47,16 @@ class DuplicatesConfig(BaseModel):
 
 
 def fingerprint(crystal: LabeledFrame | Atoms, decimals: int = 5) -> str:
-    """Return a hash of species, cell and wrapped fractional coordinates, in any order of the atoms."""
+    """Return a hash of species, cell and wrapped fractional coordinates, in any order of the atoms.
+
+    Numbers are rounded a quarter of the last decimal off the grid: published ones often have one decimal more, so that
+    every tenth ends in 5 and another digit of noise would decide how it is rounded.
+    """
     atoms = crystal.atoms if isinstance(crystal, LabeledFrame) else crystal
-    cell = np.round(np.array(atoms.cell[:]), decimals) + 0.0
+    shift = 0.25 * 10.0**-decimals
+    cell = np.round(np.array(atoms.cell[:]) + shift, decimals) + 0.0
     fractional = atoms.get_scaled_positions(wrap=False)
-    fractional = np.round(fractional - np.floor(fractional), decimals) % 1.0
+    fractional = np.round(fractional - np.floor(fractional) + shift, decimals) % 1.0
     rows = np.column_stack([atoms.numbers, fractional])
     rows = rows[np.lexsort(rows.T[::-1])]
     return hashlib.sha256(cell.tobytes() + rows.tobytes()).hexdigest()

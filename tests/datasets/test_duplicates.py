@@ -26,6 +26,18 @@ def test_exact_copies_in_any_order_and_wrapping():
     assert fingerprint(one) != fingerprint(frame(atoms))
 
 
+def test_the_same_crystal_from_two_files_that_round_differently():
+    """Published coordinates of six decimals, and the same with noise in the ninth: no 5 at the end may divide them."""
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        scaled = np.round(rng.random((5, 3)), 5) + 5e-6
+        atoms = Atoms("SrTiO3", cell=np.diag([3.912345, 3.9, 4.1]), scaled_positions=scaled, pbc=True)
+        other = atoms.copy()
+        other.positions += rng.uniform(-5e-9, 5e-9, (5, 3))
+        other.set_cell(other.cell[:] * (1 + 1e-12))
+        assert fingerprint(frame(atoms)) == fingerprint(frame(other))
+
+
 def test_near_copies_rotated_shifted_and_as_supercells():
     one = frame()
     other = one.atoms.repeat((1, 1, 2))

@@ -11,6 +11,7 @@ import pytest
 
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
+from fieldflows.datasets.duplicates import DuplicatesConfig, find_duplicates
 from fieldflows.datasets.extxyz import read_extxyz
 from fieldflows.datasets.source import SourceData
 from fieldflows.datasets.sources.ferroelectric_paths import FerroelectricPaths
@@ -70,6 +71,17 @@ def test_frames_are_the_published_ones(contributions, published):
 
 def codes(data: SourceData, frame) -> set[str]:
     return {finding.code for finding in data.flags.get(frame.source_index, [])}
+
+
+def test_both_sources_together_hold_every_frame_once(contributions, published):
+    frames = published.frames + contributions.frames
+    trajectories = frozenset({published.frames[0].source, contributions.frames[0].source})
+    copies = find_duplicates(frames, DuplicatesConfig(), trajectories)
+    assert sorted(copies) == list(range(len(published.frames), len(frames)))
+    for copy, (kept, kind) in copies.items():
+        assert kind == "exact"
+        for name in ("wfid", "path_index"):
+            assert frames[copy].extra[name] == frames[kept].extra[name]
 
 
 def test_flags_are_those_of_the_published_paths(contributions, published):
