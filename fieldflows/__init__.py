@@ -19,6 +19,7 @@ _PUBLIC = {
     "DielectricMaker": "fieldflows.flows.screening",
     "DatasetMaker": "fieldflows.flows.dataset",
     "FerroelectricDatasetMaker": "fieldflows.flows.ferroelectric_dataset",
+    "MPDielectricDatasetMaker": "fieldflows.flows.mp_dataset",
     "TrainMaker": "fieldflows.flows.training",
     "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
@@ -33,6 +34,7 @@ __all__ = [
     "FieldCalculator",
     "FieldModel",
     "FieldflowsError",
+    "MPDielectricDatasetMaker",
     "ModelInfo",
     "Response",
     "TrainMaker",
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker
     from fieldflows.flows.ferroelectric_dataset import FerroelectricDatasetMaker
+    from fieldflows.flows.mp_dataset import MPDielectricDatasetMaker
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.flows.training import TrainingFlowMaker, TrainMaker
 

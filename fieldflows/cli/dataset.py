@@ -44,6 +44,8 @@ def build(
         bool, typer.Option("--keep", help="Also keep it as one file on this machine, where its digest finds it.")
     ] = False,
     figure: Annotated[bool, typer.Option("--figure/--no-figure", help="Draw summary.png beside the manifest.")] = True,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask public services again for what is kept.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Take only what is kept of public services.")] = False,
 ) -> None:
     """Read the sources, convert, clean, split, and write a dataset."""
     from rich.console import Console
@@ -51,7 +53,7 @@ def build(
     from fieldflows.datasets.config import DatasetConfig
     from fieldflows.datasets.dataset import build_dataset, check_target
 
-    settings = DatasetConfig.from_yaml(config)
+    settings = DatasetConfig.from_yaml(config).asking(refresh, offline)
     check_target(out, force)
     with _reporting() as report:
         dataset = build_dataset(settings, report)

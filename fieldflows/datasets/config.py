@@ -23,6 +23,7 @@ from fieldflows.datasets.sources.paper_ferroelectric import PaperFerroelectric
 from fieldflows.datasets.sources.phonopy import PhonopySource
 from fieldflows.datasets.sources.sio2_md import SiO2MD
 from fieldflows.datasets.splits import SplitConfig
+from fieldflows.datasets.web import WebSource
 from fieldflows.errors import SettingsError
 
 AnySource = Annotated[
@@ -73,6 +74,22 @@ class DatasetConfig(BaseModel):
         if twice:
             raise ValueError(f"two sources are called {', '.join(twice)}: give each its own name")
         return self
+
+    def asking(self, refresh: bool = False, offline: bool = False) -> DatasetConfig:
+        """Return the configuration with another way to ask public services, for all sources that do.
+
+        Args:
+            refresh: Fetch again what is kept from earlier.
+            offline: Take only what is kept from earlier.
+
+        Raises:
+            SettingsError: If both are asked for.
+        """
+        if refresh and offline:
+            raise SettingsError("Nothing can be fetched again offline.", "Choose one of refresh and offline.")
+        changes = {name: True for name, wanted in (("refresh", refresh), ("offline", offline)) if wanted}
+        sources = [item.model_copy(update=changes) if isinstance(item, WebSource) else item for item in self.sources]
+        return self.model_copy(update={"sources": sources}) if changes else self
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> DatasetConfig:

@@ -155,7 +155,7 @@ class _Session(requests.Session):
         super().__init__()
         self._client = client
 
-    def get(self, url: str | bytes, **options: Any) -> requests.Response:
+    def get(self, url: str | bytes, **options: Any) -> requests.Response:  # type: ignore[override]
         """Return the answer of a route as a response with status 200."""
         text = str(url)
         if not text.startswith(self._client.base_url):

@@ -210,17 +210,15 @@ class Client:
             WrongAnswer: If the answer is no JSON, or the request itself is refused (other 4xx).
             ArtifactError: If the answer cannot be kept.
         """
-        request = {
-            "url": self.base_url + route.lstrip("/"),
-            "params": {k: v for k, v in params.items() if v is not None},
-        }
+        url, query = self.base_url + route.lstrip("/"), {k: v for k, v in params.items() if v is not None}
+        request = {"url": url, "params": query}
         if cached:
             answer = self.cache.get(request)
             if answer is not None:
                 return answer
         if self.cache.offline:
-            raise Unreachable(f"Offline: the answer of {request['url']} is not kept.", "Run once without offline.")
-        answer = self._ask(request["url"], request["params"])
+            raise Unreachable(f"Offline: the answer of {url} is not kept.", "Run once without offline.")
+        answer = self._ask(url, query)
         if cached:
             self.cache.put(request, answer)
         return answer

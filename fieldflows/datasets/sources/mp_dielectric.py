@@ -170,18 +170,18 @@ class MPDielectric(WebSource):
         check_schema(summaries, ("material_id", "structure"), "summary")
         reader = FrameReader(summaries, _entries(answers, "tasks", path, optional=True), self.deprecated)
         raws, rejects = [], []
-        made: list[tuple[int, Any, Mapping[str, Any]]] = [
+        made: list[tuple[int, RawFrame | Finding, Mapping[str, Any]]] = [
             (index, reader.dielectric(index, document), document) for index, document in enumerate(documents)
         ]
-        for document in islice(_entries(answers, "phonon", path, optional=True), self.limit):
-            frame = reader.phonon(len(made), document)
-            if frame is not None:
-                made.append((len(made), frame, document))
-        for index, frame, document in made:
-            if isinstance(frame, RawFrame):
-                raws.append(frame)
+        for item in islice(_entries(answers, "phonon", path, optional=True), self.limit):
+            found = reader.phonon(len(made), item)
+            if found is not None:
+                made.append((len(made), found, item))
+        for index, found, origin in made:
+            if isinstance(found, RawFrame):
+                raws.append(found)
             else:
-                rejects.append(self._reject(index, frame, document))
+                rejects.append(self._reject(index, found, origin))
         if not raws:
             reason = rejects[0].findings[0].message if rejects else "it holds no document"
             raise DataError(f"Source {self.label!r}: no document of {path} can be used; of the first one: {reason}.")
