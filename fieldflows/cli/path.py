@@ -45,15 +45,17 @@ def path(
 ) -> None:
     """Match two crystals, check that a small distortion makes the one of the other, and interpolate."""
     from fieldflows.errors import SettingsError
-    from fieldflows.physics.paths import DistortionLimits, build_path
+    from fieldflows.physics.distortion import DistortionLimits, Match
+    from fieldflows.physics.paths import build_path
 
     if out is not None and out.exists() and not force:
         raise SettingsError(f"{out} exists already.", "Choose another name, or allow overwriting (--force).")
     if match not in ("search", "given"):
         raise SettingsError(f"--match {match!r} is unknown.", "Known: given, search.")
+    way: Match = "given" if match == "given" else "search"
     limits = DistortionLimits(displacement=max_displacement, strain=max_strain)
     found = build_path(
-        _end(nonpolar), _end(polar), frames, match, limits=limits, symprec=symprec,
+        _end(nonpolar), _end(polar), frames, way, limits=limits, symprec=symprec,
         relation="warn" if unrelated else "require",
     )  # fmt: skip
     if out is not None:
