@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from fieldflows.errors import EvaluationError
+from fieldflows.physics.crystal import compact_cell
+from fieldflows.structures import MINIMUM_DISTANCE, MINIMUM_VOLUME_PER_ATOM
 
 if TYPE_CHECKING:
     from ase import Atoms
     from pymatgen.core import Structure
+
+SKEWED = 30.0
+"""Condition number of a cell above which shorter lattice vectors are taken first."""
 
 
 class Tolerances(BaseModel):
@@ -58,13 +66,22 @@ class CrystalMatcher:
 
 
 def reduced_structure(atoms: Atoms) -> Structure | None:
-    """Return the Niggli-reduced primitive cell, or None if there is none."""
+    """Return the Niggli-reduced primitive cell, or None if there is none.
+
+    Cells that no crystal has are not tried: pymatgen would list the lattice points of a needle until memory is full.
+    """
     from pymatgen.core import Lattice, Structure
 
-    structure = Structure(
-        Lattice(atoms.cell[:]), list(atoms.symbols), atoms.positions, coords_are_cartesian=True, to_unit_cell=False
-    )
+    cell = atoms.cell[:]
+    if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < MINIMUM_VOLUME_PER_ATOM * len(atoms):
+        return None
     try:
+        cell = compact_cell(cell)[0] if np.linalg.cond(cell) > SKEWED else cell
+        if np.linalg.norm(cell, axis=1).min() < MINIMUM_DISTANCE:
+            return None
+        structure = Structure(
+            Lattice(cell), list(atoms.symbols), atoms.positions, coords_are_cartesian=True, to_unit_cell=False
+        )
         return structure.get_primitive_structure().get_reduced_structure()
-    except (ValueError, ArithmeticError, IndexError):
+    except (ValueError, ArithmeticError, IndexError, EvaluationError):
         return None

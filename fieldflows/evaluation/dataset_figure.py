@@ -53,6 +53,7 @@ PANELS: dict[str, tuple[str, str, Callable[[LabeledFrame], FloatArray]]] = {
         "|P|", "µC/cm²", lambda f: np.array([np.linalg.norm(f.labels["polarization"]) * E_PER_A2_TO_UC_PER_CM2]),
     ),
     "epsilon_ionic": ("tr ε_ion/3", "1", lambda f: np.array([np.trace(f.labels["epsilon_ionic"]) / 3])),
+    "refractive_index": ("n", "1", lambda f: np.array([float(f.labels["refractive_index"])])),
     "piezoelectric": ("max |e|", "C/m²", lambda f: np.array([np.abs(f.labels["piezoelectric"]).max()])),
     "energy": ("E per atom", "eV", lambda f: np.array([float(f.labels["energy"]) / len(f)])),
     "forces": ("|F|", "eV/Å", lambda f: np.linalg.norm(f.labels["forces"], axis=1)),

@@ -75,6 +75,13 @@ def dataset_document(dataset: Dataset, directory: str | None, start: float) -> D
         elements=tuple(manifest.elements),
         counts=manifest.counts,
         licenses={source.name: source.license for source in manifest.sources},
+        overlap={
+            other.name: {
+                "formulas": len(other.shared_formulas),
+                "structures": len({(match.source, match.source_index) for match in other.matches}),
+            }
+            for other in manifest.overlap
+        },
         configuration=manifest.config,
         wall_time=time.monotonic() - start,
         code_version=manifest.code_version,

@@ -6,12 +6,18 @@ import itertools
 from collections import Counter
 
 import pytest
+from ase import Atoms
+from ase.data import chemical_symbols
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from pymatgen.core import Composition
 
-from fieldflows.datasets.splits import SplitConfig, split_blocks, split_of_formula
+from fieldflows.datasets.frame import LabeledFrame
+from fieldflows.datasets.splits import SplitConfig, assign_splits, chemical_system, split_blocks, split_of_formula
+from fieldflows.errors import SettingsError
 
+ELEMENTS = chemical_symbols[1:60]
 NAMES = [f"A{i}B{j}" for i in range(60) for j in range(60)]
 
 
@@ -87,3 +93,54 @@ def test_block_sizes():
         "test": 8,
         None: 8,
     }
+
+
+SYSTEMS = {
+    "BaTiO3": "Ba-O-Ti",
+    "Ba2TiO4": "Ba-O-Ti",
+    "BaTi2O5": "Ba-O-Ti",
+    "Ba(NO3)2": "Ba-N-O",
+    "Co": "Co",
+    "CO": "C-O",
+}
+
+
+def frame(formula: str, source: str = "a") -> LabeledFrame:
+    return LabeledFrame(Atoms(), {}, formula, source, 0)
+
+
+@pytest.mark.parametrize(("formula", "system"), SYSTEMS.items())
+def test_chemical_systems_are_those_of_pymatgen(formula, system):
+    assert chemical_system(formula) == system == Composition(formula).chemical_system
+
+
+def test_compounds_of_the_same_elements_stay_together():
+    way = SplitConfig(strategy="chemical_system")
+    frames = assign_splits([frame(name) for name in SYSTEMS], {"a": way})
+    places = {f.material: f.split for f in frames}
+    assert places["BaTiO3"] == places["Ba2TiO4"] == places["BaTi2O5"]
+    # First digits of `printf fieldflows:Ba-O-Ti | sha256sum`: 4f42, a fraction 0.31 of ffff.
+    assert places["BaTiO3"] == "train"
+    counts = Counter(split_of_formula(f"{a}{b}", way) for a, b in itertools.product(ELEMENTS, ELEMENTS) if a != b)
+    for name, fraction in (("train", 0.8), ("valid", 0.1), ("test", 0.1)):
+        assert counts[name] / counts.total() == pytest.approx(fraction, abs=0.04)
+
+
+def test_additions_move_no_chemical_system():
+    way = SplitConfig(strategy="chemical_system")
+    before = {f.material: f.split for f in assign_splits([frame(name) for name in SYSTEMS], {"a": way})}
+    more = ["Ba3Ti", "NO", *SYSTEMS, "SrTiO3"]
+    after = {f.material: f.split for f in assign_splits([frame(name) for name in reversed(more)], {"a": way})}
+    assert {name: after[name] for name in before} == before
+    assert after["Ba3Ti"] == split_of_formula("BaTi", way)
+
+
+def test_a_system_that_one_source_keeps_together_is_not_divided_by_another():
+    by_system, by_formula = SplitConfig(strategy="chemical_system"), SplitConfig()
+    frames = [frame("BaTiO3"), frame("Ba2TiO4", "b")]
+    with pytest.raises(SettingsError, match="Ba-O-Ti occurs in the sources 'a' and 'b'"):
+        assign_splits(frames, {"a": by_system, "b": by_formula})
+    assert len(assign_splits(frames, {"a": by_formula, "b": SplitConfig(salt="x")})) == 2  # no formula in both
+    assert len(assign_splits(frames, {"a": by_system, "b": by_system})) == 2
+    with pytest.raises(SettingsError, match="BaTiO3 occurs"):
+        assign_splits([frame("BaTiO3"), frame("BaTiO3", "b")], {"a": by_formula, "b": SplitConfig(salt="x")})
