@@ -9,10 +9,13 @@ from typing import Any
 
 from jobflow import Job, Maker
 
+from fieldflows.datasets.sources.ferroelectric_paths import FerroelectricPaths
+from fieldflows.datasets.sources.mpcontribs_ferroelectrics import MPContribsFerroelectrics
 from fieldflows.errors import SettingsError
 from fieldflows.flows.dataset import DatasetMaker
 
 _KINDS = {".extxyz": "ferroelectric_paths", ".xyz": "ferroelectric_paths", ".json": "mpcontribs_ferroelectrics"}
+_MODELS = (FerroelectricPaths, MPContribsFerroelectrics)
 _COMPRESSED = (".xz", ".gz", ".bz2")
 
 
@@ -28,7 +31,8 @@ class FerroelectricDatasetMaker(Maker):
         name: Name of the job.
         dataset: Name of the dataset.
         project: Project of MPContribs: "ferroelectrics" or "ferroelectrics_ext".
-        options: More settings of every source, such as ``{"stresses": False, "flag_small": 0.5}``.
+        options: More settings of the sources, such as ``{"stresses": False, "flag_small": 0.5}``; each goes to the
+            sources that have it.
         config: More settings of the dataset: cleaning, split, duplicates.
         directory: Folder to write the dataset to as well, on the worker; None for no folder.
         resources: Passed to the workflow manager as ``manager_config``.
@@ -51,7 +55,7 @@ class FerroelectricDatasetMaker(Maker):
         self,
         files: str | Path | Sequence[str | Path] = (),
         *,
-        ids: Sequence[str] = (),
+        ids: str | Sequence[str] = (),
         filter: Mapping[str, Any] | None = None,
         whole_project: bool = False,
     ) -> Job:
@@ -68,16 +72,29 @@ class FerroelectricDatasetMaker(Maker):
         """
         sources = [self._file(path) for path in ([files] if isinstance(files, str | Path) else files)]
         if ids or filter or whole_project:
-            asked = {"ids": list(ids), "filter": dict(filter or {}), "whole_project": whole_project}
+            asked = {
+                "ids": [ids] if isinstance(ids, str) else list(ids),
+                "filter": dict(filter or {}),
+                "whole_project": whole_project,
+            }
             kind = {"type": "mpcontribs_ferroelectrics", "project": self.project}
-            sources.append({**kind, **asked, **self.options})
+            sources.append({**kind, **asked})
         if not sources:
             raise SettingsError(
                 "A dataset of polarization paths needs something to build from.",
                 "Give files, ids, a filter, or whole_project=True.",
             )
         maker = DatasetMaker(name=self.name, directory=self.directory, resources=self.resources)
-        return maker.make({"name": self.dataset, "sources": sources, **self.config})
+        return maker.make({"name": self.dataset, "sources": self._with_options(sources), **self.config})
+
+    def _with_options(self, sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give each source the options that it has; an option that none has goes to all, and is refused there."""
+        fields = {model.model_fields["type"].default: set(model.model_fields) for model in _MODELS}
+        known = set().union(*(fields[source["type"]] for source in sources))
+        return [
+            {**source, **{k: v for k, v in self.options.items() if k in fields[source["type"]] or k not in known}}
+            for source in sources
+        ]
 
     def _file(self, path: str | Path) -> dict[str, Any]:
         """Return the source that reads a file, by its name."""
@@ -90,4 +107,4 @@ class FerroelectricDatasetMaker(Maker):
                 "may follow)."
             )
         more = {"project": self.project} if kind == "mpcontribs_ferroelectrics" else {}
-        return {"type": kind, "path": str(path), **more, **self.options}
+        return {"type": kind, "path": str(path), **more}

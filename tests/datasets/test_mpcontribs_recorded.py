@@ -109,6 +109,20 @@ def test_spontaneous_polarizations_of_the_labels(contributions, published, recor
                 assert np.linalg.norm(label) == pytest.approx(norms[wfid], abs=1e-5)
 
 
+def test_spontaneous_polarizations_have_the_published_direction(contributions, recorded):
+    """Published are components of the change along the normalized lattice vectors of the polar end."""
+    changes = {
+        entry["json"]["wfid"]: np.ravel(entry["json"]["polarization_change"])
+        for entry in recorded[ATTACHMENTS].values()
+        if entry["json"].get("polarization_change")
+    }
+    for frame in contributions.frames:
+        if frame.extra["path_index"] == 9:
+            axes = frame.atoms.cell[:] / frame.atoms.cell.lengths()[:, None]
+            label = frame.labels["polarization"] * UC_PER_CM2
+            np.testing.assert_allclose(label, changes[frame.extra["wfid"]] @ axes, atol=1e-5)
+
+
 def test_rejects_are_the_audit_s_and_those_without_a_path(contributions, recorded, audit):
     status = {
         item["identifier"]: item["data"]["workflow"]["status"] for item in recorded["GET /contributions/"]["data"]

@@ -39,7 +39,10 @@ def test_contributions_and_files_become_one_dataset(tmp_path: Path, monkeypatch:
     )
     (tmp_path / "more.json").write_text(json.dumps(answers(workflow("wfid_4", "SrZrO3"))))
     maker = FerroelectricDatasetMaker(
-        options={"flag_small": 0.2}, config={"split": {"salt": "s"}}, directory="out", resources={"_fworker": "net"}
+        options={"flag_small": 0.2, "stresses": False},
+        config={"split": {"salt": "s"}},
+        directory="out",
+        resources={"_fworker": "net"},
     )
     job = maker.make(["paths.extxyz", tmp_path / "more.json"], ids=[object_id(0), "wfid_2", "wfid_3"])
     assert job.metadata["dataset"] == "ferroelectric"
@@ -57,6 +60,8 @@ def test_contributions_and_files_become_one_dataset(tmp_path: Path, monkeypatch:
     assert {frame.material for frame in dataset.frames} == {"BaTiO3", "SrTiO3", "BaZrO3", "SrZrO3"}
     assert dataset.manifest.config["split"]["salt"] == "s"
     assert all(source["flag_small"] == 0.2 for source in dataset.manifest.config["sources"])
+    assert [source.get("stresses") for source in dataset.manifest.config["sources"]] == [None, False, False]
+    assert not any("stress" in frame.labels for frame in dataset.frames)
 
 
 def test_a_filter_or_the_whole_project_on_explicit_wish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +71,9 @@ def test_a_filter_or_the_whole_project_on_explicit_wish(tmp_path: Path, monkeypa
     (source,) = maker.make(filter={"formula": "BaTiO3"}).function_args[0]["sources"]
     assert (source["filter"], source["whole_project"]) == ({"formula": "BaTiO3"}, False)
     monkeypatch.setenv("MPCONTRIBS_API_HOST", "http://127.0.0.1:9")  # making a job asks nobody
-    assert maker.make(ids=["wfid_1"]).metadata["dataset"] == "ext"
+    job = maker.make(ids="wfid_1")
+    assert job.metadata["dataset"] == "ext"
+    assert job.function_args[0]["sources"][0]["ids"] == ["wfid_1"]
 
 
 def test_mistakes_are_found_when_the_job_is_made() -> None:
