@@ -197,7 +197,7 @@ def build_dataset(config: DatasetConfig, progress: Progress | None = None) -> Da
         )
     record.n_gap = len(kept) - len(frames)
     for target, place in zip(config.overlap, others, strict=True):
-        record.overlap.append(find_overlap(frames, target, place, report))
+        record.overlap.append(find_overlap(frames, target, place, report, config.base))
     report("counting", 0, 1)
     manifest = make_manifest(config, frames, record)
     report("counting", 1, 1)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from fieldflows.datasets.duplicates import fingerprint
 from fieldflows.datasets.extxyz import file_sha256
 from fieldflows.datasets.frame import LabeledFrame, reduced_formula
+from fieldflows.datasets.matbench import OFFICIAL_SHA256, read_matbench
 from fieldflows.datasets.matching import CrystalMatcher, Tolerances
 from fieldflows.datasets.source import Progress, expand_path
 from fieldflows.errors import DataError
@@ -37,6 +38,12 @@ class OverlapTarget(Tolerances):
 
     dataset: str = Field(default="", description="Folder of a built dataset, or its digest.")
     matbench: str = Field(default="", description="The file matbench_dielectric.json.gz.")
+    sha256: str = Field(
+        default=OFFICIAL_SHA256,
+        pattern="^([0-9a-fA-F]{64})?$",
+        description="What the file of Matbench must have; empty for another file of the same form.",
+    )
+    index: str = Field(default="", description="For another file of Matbench: CSV with the columns row and mbid.")
     name: str = Field(default="", description="Name in the manifest; that of the other by default.")
 
     @model_validator(mode="before")
@@ -104,7 +111,13 @@ class _Kind:
     names: dict[str, str] = field(default_factory=dict)
 
 
-def find_overlap(frames: Sequence[LabeledFrame], target: OverlapTarget, place: Path | str, report: Progress) -> Overlap:
+def find_overlap(
+    frames: Sequence[LabeledFrame],
+    target: OverlapTarget,
+    place: Path | str,
+    report: Progress,
+    base: Path | None = None,
+) -> Overlap:
     """Return what frames share with a dataset or benchmark.
 
     Args:
@@ -112,12 +125,13 @@ def find_overlap(frames: Sequence[LabeledFrame], target: OverlapTarget, place: P
         target: What to compare with.
         place: Where it is (:meth:`OverlapTarget.locate`).
         report: Called with ("overlap", done, all) formulas.
+        base: Folder that relative paths refer to.
 
     Raises:
         DataError: If the other cannot be read.
     """
     if target.kind == "matbench":
-        name, sha256, references = _matbench(Path(place))
+        name, sha256, references = _matbench(Path(place), target, base)
     else:
         other = open_dataset(place)
         name, sha256, references = other.manifest.name, other.digest, dataset_references(other)
@@ -147,12 +161,16 @@ def dataset_references(dataset: Dataset) -> list[Reference]:
     ]
 
 
-def _matbench(path: Path) -> tuple[str, str, list[Reference]]:
-    from fieldflows.datasets.sources.matbench import read_matbench
-
+def _matbench(path: Path, target: OverlapTarget, base: Path | None) -> tuple[str, str, list[Reference]]:
+    index = expand_path(target.index, base) if target.index else None
     references = [
-        Reference(entry.atoms, reduced_formula(entry.atoms.numbers), entry.mbid, f"fold {entry.fold}")
-        for entry in read_matbench(path)
+        Reference(
+            entry.atoms,
+            reduced_formula(entry.raw.numbers),
+            entry.mbid or f"row {entry.row}",
+            "" if entry.fold is None else f"fold_{entry.fold}",
+        )
+        for entry in read_matbench(path, target.sha256, index)
     ]
     return "matbench_dielectric", file_sha256(path), references
 

@@ -89,7 +89,7 @@ class StructureMatch(_Document):
     source_index: int = Field(description="Frame number in the source, from 0.")
     split: str = Field(description="Subset of the frame.")
     other: str = Field(description="What it is called there: an identifier, or source and frame number.")
-    other_split: str = Field(description="Subset there: that of the other dataset, or the test fold of a benchmark.")
+    other_split: str = Field(description="Subset there: that of the other dataset, or the benchmark's fold in whose test set it is.")
 
 
 class SubsetOverlap(_Document):
