@@ -24,7 +24,7 @@ from fieldflows.datasets.sources.phonopy import PhonopySource
 from fieldflows.datasets.sources.sio2_md import SiO2MD
 from fieldflows.datasets.splits import SplitConfig
 from fieldflows.datasets.web import WebSource
-from fieldflows.errors import SettingsError
+from fieldflows.errors import SettingsError, suggestion
 
 AnySource = Annotated[
     PaperDielectric
@@ -127,9 +127,17 @@ class DatasetConfig(BaseModel):
             return cls.model_validate({**data, "base": base})
         except ValidationError as error:
             problems = [
-                f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {item['msg']}"
+                f"{'.'.join(str(part) for part in item['loc']) or 'configuration'}: {_problem(item)}"
                 for item in error.errors()[:3]
             ]
             more = error.error_count() - len(problems)
             text = "; ".join(problems) + (f"; and {more} more" if more > 0 else "")
             raise SettingsError(f"{origin} is not valid: {text}.") from None
+
+
+def _problem(item: Any) -> str:
+    """Return the message of pydantic, or the known kinds for a source that is none of them."""
+    if item["type"] != "union_tag_invalid":
+        return str(item["msg"])
+    known = [name.strip(" '") for name in item["ctx"]["expected_tags"].split(",")]
+    return f"there is no type of source {item['ctx']['tag']!r}. {suggestion(item['ctx']['tag'], known).rstrip('.')}"

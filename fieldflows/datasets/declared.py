@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fieldflows.datasets.consistency import require_consistent
 from fieldflows.datasets.extxyz import RawFrame
 from fieldflows.datasets.labels import ALIASES, find_key, get_convention
+from fieldflows.datasets.plausibility import check_magnitudes
 from fieldflows.datasets.source import Source, SourceData, label_frames, largest_field, refuse_field
 from fieldflows.errors import LabelError, SettingsError
 
@@ -94,6 +95,7 @@ class DeclaredSource(Source):
             for raw in raws:
                 _identify(raw, self.identifier)
         data = label_frames(self, raws, rules)
+        check_magnitudes(data.frames, self.label)
         if tag:
             data.notes.append(f"a tagged electric field of up to {tag:g} was ignored, as declared")
         if self.is_trajectory:

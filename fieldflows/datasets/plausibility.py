@@ -1,4 +1,4 @@
-"""The gate that a wrong convention of the polarizability does not pass."""
+"""The gates that a wrong convention does not pass: the median ε∞, and the size of the other labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fieldflows.datasets.consistency import LARGEST_STRESS
 from fieldflows.datasets.extxyz import RawFrame
+from fieldflows.datasets.frame import LabeledFrame
 from fieldflows.datasets.labels import CONVENTIONS, Convention, convert
 from fieldflows.errors import ConventionError, LabelError
 from fieldflows.units import EPSILON_VACUUM
@@ -74,3 +76,42 @@ def check_plausible(
         f"frames; {low:g} to {high:g} is plausible.",
         hint,
     )
+
+
+LARGEST: dict[str, tuple[float, str, str]] = {
+    "forces": (100.0, "eV/Å", "forces are in eV/Å, not in meV/Å or Ry/bohr"),
+    "stress": (LARGEST_STRESS, "eV/Å³", "stresses are likely in kbar ('vasp_kbar') or GPa: declare it"),
+    "polarization": (
+        5.0, "e·Ω^(-2/3)", "the polarization is likely in µC/cm² ('uC_per_cm2') or per cell ('dipole_e_angstrom'): "
+        "declare it",
+    ),
+    "born_effective_charges": (20.0, "e", "Born charges are in e, for a displacement in Å"),
+}  # fmt: skip
+"""Largest plausible median over frames of the largest component, its unit, and what is wrong above it.
+
+The polarization is measured by Ω^(2/3)/e: a quantum of it is e|a|/Ω, about 1 in this unit for any cell.
+"""
+
+
+def check_magnitudes(frames: Sequence[LabeledFrame], source: str) -> None:
+    """Raise if labels are larger than any crystal has them; too small ones cannot be told from symmetric ones.
+
+    Args:
+        frames: Labels in internal units, as declared.
+        source: Name for the message.
+
+    Raises:
+        ConventionError: Names label, median and likely unit.
+    """
+    for label, (largest, unit, advice) in LARGEST.items():
+        values = []
+        for frame in frames:
+            if label in frame.labels and np.isfinite(frame.labels[label]).all():
+                scale = frame.atoms.get_volume() ** (2 / 3) if label == "polarization" else 1.0
+                values.append(float(np.abs(frame.labels[label]).max()) * scale)
+        if values and np.median(values) > largest:
+            raise ConventionError(
+                f"Source {source!r}: the median over {len(values)} frames of the largest component of {label} is "
+                f"{np.median(values):.4g} {unit}; at most {largest:g} {unit} is plausible.",
+                f"{advice[0].upper()}{advice[1:]}.",
+            )

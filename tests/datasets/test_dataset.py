@@ -327,7 +327,11 @@ def test_splits_that_would_leak_are_refused(tmp_path):
     [
         ({"sources": []}, "name"),
         ({"name": "d", "sources": []}, "sources"),
-        ({"name": "d", "sources": [{"type": "nonsense", "path": "x"}]}, "nonsense"),
+        (
+            {"name": "d", "sources": [{"type": "extxzy", "path": "x"}]},
+            "no type of source 'extxzy'. Did you mean 'extxyz'",
+        ),
+        ({"name": "d", "sources": [{"path": "x"}]}, "discriminator 'type'"),
         ({"name": "d", "sources": [{"type": "sio2_md", "path": "x", "unit": "kbar"}]}, "unit"),
         ({"name": "d", "sources": [{"type": "sio2_md", "path": "x"}] * 2}, "two sources are called x"),
         ({"name": "d", "sources": [{"type": "sio2_md", "path": "x"}], "split": {"train": 0.7}}, "must be 1"),

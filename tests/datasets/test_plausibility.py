@@ -146,3 +146,30 @@ def test_stresses_in_kbar_are_found():
 def test_too_few_frames_say_nothing():
     assert check_charges(trajectory(3)) is None
     assert require_consistent("md", trajectory(3)) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "right", "wrong", "advice"),
+    [
+        ("stress", "GPa", "eV_per_angstrom3", "kbar.*GPa"),
+        ("polarization", "uC_per_cm2", "e_per_angstrom2", "uC_per_cm2"),
+        ("polarization", "dipole_e_angstrom", "e_per_angstrom2", "per cell"),
+    ],
+)
+def test_labels_in_another_unit_than_declared_are_refused(tmp_path, label, right, wrong, advice):
+    """10 GPa, 25 µC/cm² and 3 e·Å per cell are ordinary; the same numbers in eV/Å³ or e/Å² are not."""
+    value = {"GPa": 10 * np.eye(3), "uC_per_cm2": np.array([0, 0, 25.0]), "dipole_e_angstrom": np.array([0, 3.0, 0])}[
+        right
+    ]
+    crystals = [perovskite(), perovskite("Ba")]
+    text = "".join(extxyz_text(crystal, {f"my_{label}": value}) for crystal in crystals)
+    path = write(tmp_path / "a.extxyz", text)
+
+    def build(convention: str):
+        labels = {label: {"key": f"my_{label}", "convention": convention}}
+        source = {"type": "extxyz", "path": str(path), "labels": labels}
+        return build_dataset(DatasetConfig.from_dict({"name": "d", "sources": [source]}))
+
+    assert len(build(right)) == 2
+    with pytest.raises(ConventionError, match=advice):
+        build(wrong)
