@@ -51,6 +51,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Fields that are asked for, by route."""
 
+PAGES = {"tasks": 100}
+"""Documents on one page that a route allows, where these are not 1000."""
+
 IDENTIFIERS = {"dielectric": "material_id", "summary": "material_id", "tasks": "task_id", "phonon": "identifier"}
 """Field that names a document, by route; the parameter of the search is its plural."""
 
@@ -283,7 +286,7 @@ class MaterialsProject:
             raise Unreachable(f"Offline: not all documents of materials/{route} are kept.", "Run once without offline.")
         rester = self.connect()
         search = getattr(rester.materials, route).search
-        found = self._through(f"materials/{route}", lambda: search(chunk_size=1000, **criteria))
+        found = self._through(f"materials/{route}", lambda: search(chunk_size=PAGES.get(route, 1000), **criteria))
         if not all(isinstance(item, dict) for item in found):
             raise WrongAnswer(f"{self.endpoint}materials/{route}/ answers with something that is no document.")
         self.versions.add(self._version)

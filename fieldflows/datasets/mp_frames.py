@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.datasets.extxyz import RawFrame
+from fieldflows.datasets.frame import reduced_formula
 from fieldflows.datasets.materials_project import identity, plain_id
 from fieldflows.datasets.mp_documents import (
     FieldProblem,
@@ -108,6 +109,8 @@ class FrameReader:
             stated = read_number(document, "volume")
             _check_consistency(document, tensors)
             raw = self._structure(index, stated, self.summaries.get(key), task)
+            if isinstance(raw, RawFrame):
+                _check_formula(document, raw)
         except FieldProblem as error:
             return problem("malformed", str(error))
         if isinstance(raw, Finding):
@@ -252,6 +255,17 @@ def _check_consistency(document: Mapping[str, Any], tensors: Mapping[str, FloatA
         found = read_number(document, field)
         if found is not None and abs(found - value) > CONSISTENCY_TOLERANCE * max(1.0, abs(value)):
             raise FieldProblem(field, f"is {found:.6g}, but the tensors give {value:.6g}")
+
+
+def _check_formula(document: Mapping[str, Any], raw: RawFrame) -> None:
+    """Raise if the structure is of another compound than the document.
+
+    Raises:
+        FieldProblem: Names both.
+    """
+    found, stated = reduced_formula(raw.numbers), document.get("formula_pretty")
+    if stated and stated != found:
+        raise FieldProblem("formula_pretty", f"is {stated}, but the structure is {found}")
 
 
 def _by_identity(documents: Iterable[Mapping[str, Any]], field: str) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -98,6 +102,29 @@ def test_a_stopped_fetch_goes_on_where_it_was(server):
     assert len(set(asked)) == 3  # nothing was asked twice
 
 
+def test_a_killed_fetch_goes_on_where_it_was(server, tmp_path):
+    """Killed by the system while the second batch is on its way."""
+    server.misbehave("slow", path=ROUTES[0], skip=1, seconds=60)
+    (tmp_path / "mp.yaml").write_text(
+        f"name: mp\nsources: [{{type: mp_dielectric, material_ids: [{', '.join(IDS.values())}], batch: 1}}]\n"
+    )
+    code = "from fieldflows.cli.main import run; run(['dataset', 'build', 'mp.yaml', '--out', 'out', '--no-figure'])"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while server.count(ROUTES[0]) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    before = [item.params["material_ids"] for item in server.requests if item.path == ROUTES[0]]
+    check_labels(build(batch=1))
+    after = [item.params["material_ids"] for item in server.requests if item.path == ROUTES[0]][len(before) :]
+    assert before == [IDS["GaN"], IDS["ZnO"]]
+    assert after == [IDS["ZnO"], IDS["BeO"]]  # the first is kept, the second was never answered
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
 def test_an_addition_asks_for_the_addition_alone(server):
     build(material_ids=[IDS["ZnO"], IDS["GaN"]])
     build()
@@ -167,6 +194,8 @@ def test_materials_without_a_document(server):
     assert "without a dielectric document: mp-999999" in source.notes
     with pytest.raises(DataError, match="none of 1 materials has a dielectric document"):
         build(material_ids=["mp-999999"])
+    with pytest.raises(DataError, match="nothing passes the filter"):
+        build(filter={"chemsys": "Xe"})
 
 
 @pytest.mark.parametrize(
@@ -286,6 +315,15 @@ def test_a_bad_document_is_a_reject(server):
     reasons = {item.formula: item.findings[0].message for item in dataset.manifest.rejects}
     assert "field 'n' is 7, but the tensors give 1.91" in reasons["ZnO"]
     assert "field 'electronic' is no 3x3 tensor" in reasons["GaN"]
+
+
+def test_a_structure_of_another_compound(server):
+    wrong = documents(tasks=[])
+    wrong["summary"][0]["structure"] = json.loads(json.dumps(wrong["summary"][0]["structure"]).replace('"Zn"', '"Cd"'))
+    with serve(wrong) as other:
+        server.routes = other.routes
+        (reject,) = build().manifest.rejects
+    assert reject.findings[0].message == "field 'formula_pretty' is ZnO, but the structure is CdO"
 
 
 def test_deprecated_documents_and_materials(server):

@@ -66,9 +66,10 @@ def test_the_labels_are_the_fitted_raw_tensors(recorded, raws, data_folder, tmp_
     monkeypatch.setenv("MP_API_KEY", KEY)
     with serve(with_tasks(recorded, raws)) as server:
         monkeypatch.setenv("MP_API_ENDPOINT", server.url)
-        source = MPDielectric(material_ids=tuple(item["material_id"] for item in recorded["dielectric"]), batch=50)
+        source = MPDielectric(material_ids=tuple(item["material_id"] for item in recorded["dielectric"]), batch=140)
         data = source.read(source.locate(None, lambda *_: None))
-        assert server.count("/materials/dielectric/") == 3
+        assert server.count("/materials/dielectric/") == 1
+        assert server.count("/materials/tasks/") == 2  # a page there holds 100
     origin = {item["formula_pretty"] + str(item["volume"]): item for item in recorded["summary"]}
     assert len(data.frames) == len(origin) == 140
     n_compared = 0

@@ -92,8 +92,8 @@ def test_charges_in_older_documents(tmp_path):
 def test_the_first_index_is_the_polarization(tmp_path):
     """In a crystal without symmetry every component is free; rows of VASP's OUTCAR are the field."""
     rng = np.random.default_rng(1)
-    structure = Structure([[3, 0.1, 0.2], [0.3, 3.5, 0.4], [0.5, 0.6, 4.1]], ["Zn", "O", "O"], rng.random((3, 3)))
-    born = rng.normal(size=(3, 3, 3))
+    structure = Structure([[3, 0.1, 0.2], [0.3, 3.5, 0.4], [0.5, 0.6, 4.1]], ["Zn", "O"], rng.random((2, 3)))
+    born = rng.normal(size=(2, 3, 3))
     born -= born.mean(axis=0)
     one = {
         "dielectric": [dielectric("ZnO", volume=structure.volume)],
@@ -104,7 +104,7 @@ def test_the_first_index_is_the_polarization(tmp_path):
     }  # fmt: skip
     frame = build(tmp_path, one).frames[0]
     np.testing.assert_allclose(frame.labels["born_effective_charges"], born, atol=1e-9)
-    assert np.abs(born - born.transpose(0, 2, 1)).max() > 1
+    assert np.abs(born - born.transpose(0, 2, 1)).max() > 0.5
 
 
 @pytest.mark.parametrize(

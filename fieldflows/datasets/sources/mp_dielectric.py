@@ -121,10 +121,10 @@ class MPDielectric(WebSource):
         asked = asked[: self.limit]
         documents = service.documents("dielectric", asked, report)
         if not documents:
-            raise DataError(
-                f"Source {self.label!r}: none of {len(asked)} materials has a dielectric document.",
-                "Check the ids or the filter.",
+            found = (
+                f"none of {len(asked)} materials has a dielectric document" if asked else "nothing passes the filter"
             )
+            raise DataError(f"Source {self.label!r}: {found}.", "Check the ids or the filter.")
         check_schema(documents, REQUIRED, "dielectric")
         ids = [str(item["material_id"]) for item in documents if item.get("material_id")]
         answers: dict[str, Any] = {"service": service.endpoint, "asked": asked, "dielectric": documents}
