@@ -48,8 +48,8 @@ def symmetrize_born_charges(born_charges: ArrayLike, operations: SymmetryOperati
 def site_symmetry_violation(born_charges: ArrayLike, operations: SymmetryOperations) -> float:
     """Return the largest component in e by which the charges of symmetry-equivalent atoms differ.
 
-    The maximum over operations s and atoms κ of |Z*_s(κ) − R_s Z*_κ R_sᵀ|.  Labels with transposed or rotated
-    tensors show up here.
+    The maximum over operations s and atoms κ of |Z*_s(κ) − R_s Z*_κ R_sᵀ|.  Labels with rotated tensors or
+    another order of atoms show up here; transposed ones do not, since R Zᵀ Rᵀ = (R Z Rᵀ)ᵀ.
 
     Args:
         born_charges: (n, 3, 3) in e, Cartesian, in the frame of the operations.

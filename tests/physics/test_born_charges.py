@@ -34,8 +34,8 @@ def test_exact_charges_obey_the_site_symmetry(name):
     assert np.abs(charges).max() > 0.1
 
 
-def test_transposed_and_rotated_charges_are_caught():
-    """α-quartz has oxygen charges without symmetry, so that a transposed or rotated label breaks the symmetry."""
+def test_rotated_and_reordered_charges_are_caught_and_transposed_ones_are_not():
+    """α-quartz has oxygen charges without symmetry, so that a rotated label breaks the symmetry of the crystal."""
     atoms = structures.alpha_quartz()
     charges = ToyModel().evaluate(atoms).born_effective_charges
     space = operations(atoms)
@@ -43,6 +43,12 @@ def test_transposed_and_rotated_charges_are_caught():
     assert bc.site_symmetry_violation(turn @ charges @ turn.T, space) > 0.05
     order = np.array([0, 1, 2, 4, 3, 5, 6, 7, 8])
     assert bc.site_symmetry_violation(charges[order], space) > 0.01
+    noise = np.random.default_rng(0).normal(size=charges.shape)
+    skew = charges + bc.symmetrize_born_charges(noise, space)
+    transposed = skew.transpose(0, 2, 1)
+    assert np.abs(transposed - skew).max() > 0.1
+    assert bc.site_symmetry_violation(transposed, space) == pytest.approx(bc.site_symmetry_violation(skew, space))
+    assert bc.site_symmetry_violation(transposed, space) < 1e-3
 
 
 def test_symmetrization_restores_and_leaves_exact_charges_alone():
