@@ -18,6 +18,7 @@ from scipy.linalg import polar
 
 from fieldflows.datasets.frame import LabeledFrame
 from fieldflows.errors import ConventionError
+from fieldflows.schemas.dataset import Finding
 
 FloatArray = NDArray[np.float64]
 
@@ -28,14 +29,14 @@ CLEARLY = 0.8
 """The stress is of the other sign if that makes the error smaller than this fraction."""
 
 SMALL_WORK = 1e-4
-"""Mean |work| in eV below which a source says nothing."""
+"""Mean |work| in eV below which a path says nothing."""
 
 FEW_STEPS = 5
 
 
 @dataclass(frozen=True)
 class WorkCheck:
-    """How well forces and stresses predict changes of energy.
+    """How well forces and stresses predict the changes of energy along one path.
 
     Attributes:
         slope: Of ΔE against the work; median weighted by |work|, so that single jumps do not count.
@@ -43,7 +44,6 @@ class WorkCheck:
         error: Mean of |ΔE − work|, in eV.
         error_turned: The same with the stress of the other sign.
         size: Mean of |work|, in eV.
-        strain_share: Mean of |Ω σ:ε| over that of |Σ F·Δu| + |Ω σ:ε|.
         n_steps: Pairs of neighboring frames.
     """
 
@@ -52,8 +52,17 @@ class WorkCheck:
     error: float
     error_turned: float
     size: float
-    strain_share: float
     n_steps: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the slope is near 1."""
+        return SLOPE_RANGE[0] <= self.slope <= SLOPE_RANGE[1]
+
+    @property
+    def turned(self) -> bool:
+        """Whether a stress of the other sign agrees clearly better."""
+        return self.error_turned < CLEARLY * self.error and SLOPE_RANGE[0] <= self.slope_turned <= SLOPE_RANGE[1]
 
 
 def step_work(first: LabeledFrame, second: LabeledFrame) -> tuple[float, float]:
@@ -80,35 +89,35 @@ def step_work(first: LabeledFrame, second: LabeledFrame) -> tuple[float, float]:
     return -0.5 * float(moved), 0.5 * float(strained)
 
 
-def check_work(frames: Sequence[LabeledFrame]) -> WorkCheck | None:
-    """Compare ΔE with the work of forces and stresses over all steps of all paths; None if it cannot be done.
+def check_path(frames: Sequence[LabeledFrame]) -> WorkCheck | None:
+    """Compare ΔE with the work of forces and stresses along one path; None if it cannot be done.
 
     Args:
-        frames: Of any number of paths; ``extra`` holds ``wfid`` and ``path_index``.
+        frames: Of one path; ``extra["path_index"]`` tells the order.
     """
-    paths: dict[str, list[LabeledFrame]] = defaultdict(list)
-    for frame in frames:
-        found = [frame.labels[name] for name in ("energy", "forces", "stress") if name in frame.labels]
-        if len(found) == 3 and all(np.isfinite(value).all() for value in found):
-            paths[str(frame.extra.get("wfid"))].append(frame)
-    steps = []
-    for members in paths.values():
-        ordered = sorted(members, key=lambda frame: frame.extra["path_index"])
-        for a, b in pairwise(ordered):
-            if b.extra["path_index"] == a.extra["path_index"] + 1:
-                steps.append((float(b.labels["energy"] - a.labels["energy"]), *step_work(a, b)))
+    labels = ("energy", "forces", "stress")
+    usable = [
+        frame
+        for frame in frames
+        if frame.labels.keys() >= set(labels) and all(np.isfinite(frame.labels[name]).all() for name in labels)
+    ]
+    steps = [
+        (float(b.labels["energy"] - a.labels["energy"]), *step_work(a, b))
+        for a, b in pairwise(sorted(usable, key=lambda frame: int(frame.extra["path_index"])))
+        if b.extra["path_index"] == a.extra["path_index"] + 1
+    ]
     if len(steps) < FEW_STEPS:
         return None
     energy, moved, strained = np.array(steps).T
-    work = moved + strained
-    size = float(np.abs(work).mean())
+    size = float(np.abs(moved + strained).mean())
+    if not size >= SMALL_WORK:
+        return None
     return WorkCheck(
-        slope=_slope(energy, work),
+        slope=_slope(energy, moved + strained),
         slope_turned=_slope(energy, moved - strained),
-        error=float(np.abs(energy - work).mean()),
+        error=float(np.abs(energy - moved - strained).mean()),
         error_turned=float(np.abs(energy - moved + strained).mean()),
         size=size,
-        strain_share=float(np.abs(strained).sum() / max((np.abs(moved) + np.abs(strained)).sum(), 1e-300)),
         n_steps=len(steps),
     )
 
@@ -121,33 +130,48 @@ def _slope(energy: FloatArray, work: FloatArray) -> float:
     return float(ratios[order][np.searchsorted(total, 0.5 * total[-1])])
 
 
-def _fits(slope: float) -> bool:
-    return SLOPE_RANGE[0] <= slope <= SLOPE_RANGE[1]
+def require_work(source: str, frames: Sequence[LabeledFrame]) -> tuple[list[str], dict[str, Finding]]:
+    """Return a note on how well energies, forces and stresses agree, and a flag per path where they do not.
 
-
-def require_work(source: str, frames: Sequence[LabeledFrame]) -> list[str]:
-    """Return a note on how well energies, forces and stresses agree, or raise if they contradict each other.
+    The majority of the paths decides, so that a broken path stops nothing.
 
     Args:
         source: Name for messages.
-        frames: Of any number of paths, labels in internal units.
+        frames: Of any number of paths, ``extra["wfid"]`` tells which; labels in internal units.
 
     Raises:
-        ConventionError: If ΔE has another size or sign than the work, or a stress of the other sign fits better.
+        ConventionError: If ΔE has another size or sign than the work, or a stress of the other sign fits better, in
+            most paths.
     """
-    check = check_work(frames)
-    if check is None or check.size < SMALL_WORK:
-        return []
-    text = (
-        f"over {check.n_steps} steps ΔE against −F·Δu + Ωσ:ε has slope {check.slope:.3f} and mean difference "
-        f"{check.error:.3g} eV (with −σ {check.error_turned:.3g}; mean |work| {check.size:.3g}, of strain "
-        f"{100 * check.strain_share:.0f} %)"
+    paths: dict[str, list[LabeledFrame]] = defaultdict(list)
+    for frame in frames:
+        paths[str(frame.extra.get("wfid"))].append(frame)
+    checks = {wfid: check for wfid, members in paths.items() if (check := check_path(members)) is not None}
+    if not checks:
+        return [], {}
+    slope, slope_turned, error = np.median(
+        [(check.slope, check.slope_turned, check.error / check.size) for check in checks.values()], axis=0
     )
-    turned = check.error_turned < CLEARLY * check.error and _fits(check.slope_turned)
-    if turned or not _fits(check.slope):
+    text = (
+        f"along {len(checks)} paths ΔE against −F·Δu + Ωσ:ε has slope {slope:.3f} (median; {slope_turned:.3f} with −σ) "
+        f"and is off by {100 * error:.2g} % of the work"
+    )
+    turned = 2 * sum(check.turned for check in checks.values()) > len(checks)
+    if turned or 2 * sum(not check.agrees for check in checks.values()) > len(checks):
         raise ConventionError(
             f"Source {source!r}: {text}.",
             "The stresses are likely of the other sign, or energies, forces or stresses in another unit"
             f"{': −σ fits better' if turned else ''}. Leave them out (forces: false, stresses: false), and report it.",
         )
-    return [text]
+    doubtful = {wfid: check for wfid, check in checks.items() if check.turned or not check.agrees}
+    return [text], {wfid: _flag(check) for wfid, check in doubtful.items()}
+
+
+def _flag(check: WorkCheck) -> Finding:
+    return Finding(
+        code="path_work",
+        value=check.slope if np.isfinite(check.slope) else None,
+        threshold=SLOPE_RANGE[0] if check.slope < 1 else SLOPE_RANGE[1],
+        unit="1",
+        message=f"the change of energy is {check.slope:.3g} times the work of forces and stresses",
+    )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.datasets.extxyz import RawFrame
+from fieldflows.datasets.frame import LABEL_UNITS
 from fieldflows.datasets.labels import convert, get_convention
 from fieldflows.datasets.mp_documents import FieldProblem, read_structure
 from fieldflows.datasets.mpcontribs import ATTACHMENT, stated_status, unpack, workflow_attachments
@@ -26,6 +27,12 @@ FloatArray = NDArray[np.float64]
 
 ENERGY_TOLERANCE = 1e-4
 """How far ``energies`` and ``energies_per_atom`` may contradict each other, in eV per atom."""
+
+LARGEST_LENGTH = 1e4
+"""Longest lattice vector and coordinate in Å that counts as one."""
+
+LARGEST_LABEL = {"forces": 1e3, "stress": 1e2}
+"""Largest component that counts as a label, in eV/Å and eV/Å³."""
 
 UNCONFIRMED = {"forces": ("forces", "eV_per_angstrom"), "stress": ("stresses", "vasp_kbar")}
 """Labels whose field and convention follow the schema: {label: (field, convention)}."""
@@ -125,9 +132,12 @@ def _frames(
     frames = []
     for k in range(N_FRAMES):
         try:
-            raw = read_structure({"structures": structures[k]}, N_FRAMES * number + k, "structures")
-        except FieldProblem as problem:
+            with np.errstate(all="ignore"):
+                raw = read_structure({"structures": structures[k]}, N_FRAMES * number + k, "structures")
+        except (FieldProblem, OverflowError) as problem:
             raise _Refused("malformed", f"of frame {k} in {origin}, {problem}") from None
+        if not max(np.abs(raw.cell).max(), np.abs(raw.positions).max()) < LARGEST_LENGTH:
+            raise _Refused("malformed", f"of frame {k} in {origin}, field 'structures' has lengths that are none")
         raw.info.update(shared, path_index=k, **{POLARIZATION_KEY: polarizations[k], QUANTA_KEY: quanta[k]})
         frames.append(raw)
     if "energy" in optional:
@@ -173,7 +183,7 @@ def _numbers(value: Any) -> FloatArray | None:
     try:
         array = np.asarray(value)
         return None if array.dtype.kind in "USb" else np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -231,6 +241,10 @@ def _add_label(
             raw.info[f"label_{label}"] = convert(probe, field, rule)
         except LabelError as error:
             raise _Refused("malformed", f"of {origin}, {error.message}") from None
+        largest = float(np.abs(raw.info[f"label_{label}"]).max())
+        if largest > LARGEST_LABEL[label]:
+            message = f"field {field!r} of {origin} holds {largest:.3g} {LABEL_UNITS[label]} for frame {k}"
+            raise _Refused("malformed", message, largest, LARGEST_LABEL[label], LABEL_UNITS[label])
 
 
 def _category(contribution: Mapping[str, Any]) -> str:

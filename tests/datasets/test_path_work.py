@@ -9,7 +9,7 @@ from ase.calculators.lj import LennardJones
 from scipy.spatial.transform import Rotation
 
 from fieldflows.datasets.frame import LabeledFrame
-from fieldflows.datasets.path_work import check_work, require_work, step_work
+from fieldflows.datasets.path_work import check_path, require_work, step_work
 from fieldflows.errors import ConventionError
 
 
@@ -50,23 +50,28 @@ def path(**changes) -> list[LabeledFrame]:
 
 def test_slopes_see_through_single_jumps():
     frames = path()
-    check = check_work(frames)
+    check = check_path(frames)
     assert check.n_steps == 9
     assert check.slope == pytest.approx(1.0, abs=0.02)
     assert check.error < 0.02 * check.size
     jump = [f.with_(labels=f.labels | {"energy": f.labels["energy"] + 3.0 * (k > 4)}) for k, f in enumerate(frames)]
-    assert check_work(jump).slope == pytest.approx(1.0, abs=0.02)  # as where a moment flips
-    assert require_work("lj", frames)[0].startswith("over 9 steps")
+    assert check_path(jump).slope == pytest.approx(1.0, abs=0.02)  # as where a moment flips
+    (note,), flags = require_work("lj", frames)
+    assert note.startswith("along 1 paths")
+    assert flags == {}
+    assert check_path(frames[::2]) is None  # no neighbors
+    assert check_path(path(forces=np.nan)) is None
 
 
-def test_frames_of_several_paths_are_kept_apart():
-    shifted = [frame(k, 0.2, wfid="v") for k in range(10)]
-    shifted = [f.with_(labels=f.labels | {"energy": f.labels["energy"] + 100.0}) for f in shifted]
-    check = check_work([f for pair in zip(path()[::-1], shifted, strict=True) for f in pair])
-    assert check.n_steps == 18
-    assert check.error < 0.02 * check.size
-    assert check_work(path()[::2]) is None  # no neighbors
-    assert check_work(path(forces=np.nan)) is None
+def test_a_broken_path_is_flagged_and_stops_nothing():
+    """However large the numbers of one path, the others are judged by themselves."""
+    frames = path()
+    frames += [made.with_(extra=made.extra | {"wfid": "broken"}) for made in path(forces=1e5)]
+    notes, flags = require_work("lj", frames[::-1])
+    assert notes[0].startswith("along 2 paths")
+    assert set(flags) == {"broken"}
+    assert flags["broken"].code == "path_work"
+    assert flags["broken"].value < 0.01
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,6 @@ def test_what_contradicts_is_refused(changes):
 
 
 def test_a_source_without_work_says_nothing():
-    assert require_work("lj", path(energy=1e-6, forces=1e-6, stress=1e-6)) == []
+    assert require_work("lj", path(energy=1e-6, forces=1e-6, stress=1e-6)) == ([], {})
     bare = [f.with_(labels={"energy": f.labels["energy"]}) for f in path()]
-    assert require_work("lj", bare) == []
+    assert require_work("lj", bare) == ([], {})

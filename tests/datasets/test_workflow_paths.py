@@ -126,6 +126,42 @@ def test_a_site_that_is_no_element_names_the_frame(tmp_path):
     assert "'structures'" in message
 
 
+ODD = [None, "", "x", 0, -1, 1.5, True, [], {}, [None], {"a": 1}, 1e308, 10**400, [1, 2, 3], float("nan")]
+
+
+def places(document, place=()):
+    """Yield the place of every value in nested JSON."""
+    yield place
+    if isinstance(document, dict | list):
+        for key in document if isinstance(document, dict) else range(len(document)):
+            yield from places(document[key], (*place, key))
+
+
+def test_whatever_is_in_one_contribution_the_others_stay(tmp_path):
+    """Eighty documents with one value replaced: rejected or kept, and the good one is always there."""
+    rng = np.random.default_rng(0)
+    text = json.dumps(answers(GOOD, workflow("second"), packed=False))
+    roots = [("contributions", "data", 1), ("attachments", object_id(2001))]
+    kept = 0
+    for _ in range(80):
+        data = json.loads(text)
+        holder = data
+        for key in roots[rng.integers(2)]:
+            holder = holder[key]
+        found = [place for place in places(holder) if 0 < len(place) < 6]
+        *above, last = found[rng.integers(len(found))]
+        for key in above:
+            holder = holder[key]
+        holder[last] = ODD[rng.integers(len(ODD))]
+        path = tmp_path / "answers.json"
+        path.write_text(json.dumps(data))
+        made = MPContribsFerroelectrics(path=str(path)).read(path)
+        assert sum(frame.extra["wfid"] == "good" for frame in made.frames) == 10
+        assert (len(made.frames) == 20) != bool(made.rejects)
+        kept += len(made.frames) == 20
+    assert 8 < kept < 72  # some of the values are of no consequence
+
+
 def cut(text: str) -> str:
     return text[: len(text) // 8 * 4]
 

@@ -124,7 +124,11 @@ class MPContribsFerroelectrics(PathSettings, WebSource):
             raise DataError(f"Source {self.label!r}: {path} holds no polarization path; of the first one: {reason}.")
         self._describe(data, len(contributions), n_paths, refused)
         data.notes.extend(require_consistent(self.label, data.frames))
-        data.notes.extend(require_work(self.label, data.frames))
+        notes, flags = require_work(self.label, data.frames)
+        data.notes.extend(notes)
+        for frame in data.frames:
+            if frame.extra["wfid"] in flags:
+                data.flags.setdefault(frame.source_index, []).append(flags[frame.extra["wfid"]])
         return data
 
     def _add(
@@ -149,7 +153,7 @@ class MPContribsFerroelectrics(PathSettings, WebSource):
         documents = [item if isinstance(item, dict) else {"id": repr(item)[:40]} for item in contributions]
         if self.ids:
             wanted = set(self.ids)
-            documents = [item for item in documents if {item.get("id"), item.get("identifier")} & wanted]
+            documents = [item for item in documents if _names(item) & wanted]
         return documents[: self._most]
 
     def _reject(self, number: int, contribution: Mapping[str, Any], finding: Finding) -> FrameFindings:
@@ -162,7 +166,7 @@ class MPContribsFerroelectrics(PathSettings, WebSource):
 
     def _add_unknown(self, contributions: list[dict[str, Any]], answers: Mapping[str, Any], data: SourceData) -> None:
         """Add a reject for each id that was asked for and is not there."""
-        known = {item.get(key) for item in contributions for key in ("id", "identifier")}
+        known = {name for item in contributions for name in _names(item)}
         missing = [text for text in self.ids if text not in known] if self._most is None else []
         for offset, text in enumerate(missing):
             message = f"{text}: the project {self.project} has no contribution of this id"
@@ -195,6 +199,11 @@ def _labels(raw: RawFrame) -> dict[str, NDArray[np.float64]]:
         if f"label_{name}" in raw.info:
             labels[name] = np.asarray(raw.info[f"label_{name}"])
     return labels
+
+
+def _names(contribution: Mapping[str, Any]) -> set[str]:
+    """Return what a contribution can be asked for by."""
+    return {str(contribution.get(key)) for key in ("id", "identifier")}
 
 
 def _load(path: Path) -> Mapping[str, Any]:
