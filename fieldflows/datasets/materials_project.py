@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -36,6 +38,9 @@ KEY_HINT = (
 ENDPOINT_VARIABLE = "MP_API_ENDPOINT"
 """Environment variable with another address of the service, as for mp-api itself."""
 ENDPOINT = "https://api.materialsproject.org/"
+
+LONGEST_START = 60.0
+"""Seconds that mp-api may take to start."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "dielectric": (
@@ -311,7 +316,8 @@ class MaterialsProject:
         def make() -> MPRester:
             from mp_api.client import MPRester
 
-            return MPRester(
+            rester = partial(
+                MPRester,
                 key,
                 endpoint=self.endpoint,
                 use_document_model=False,  # plain dictionaries: nothing that is read becomes an object
@@ -319,6 +325,7 @@ class MaterialsProject:
                 mute_progress_bars=True,
                 local_dataset_cache=Path(os.devnull) / "mp_datasets",  # a place that cannot hold a collection
             )
+            return _within(LONGEST_START, rester, f"{self.endpoint}heartbeat")
 
         for attempt in range(3):
             try:
@@ -348,6 +355,31 @@ class MaterialsProject:
                 f"mp-api cannot ask {self.endpoint}{route} or read its answer ({reason}).",
                 "Check the filter; else update mp-api and fieldflows.",
             ) from None
+
+
+def _within(seconds: float, call: Callable[[], T], address: str) -> T:
+    """Return what a call returns, unless it takes too long: mp-api asks for the heartbeat without a time-out.
+
+    Raises:
+        Unreachable: If it takes longer.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise Unreachable(f"{address} does not answer mp-api within {seconds:g} s.", "Run the same again later.")
+    return results[0]
 
 
 def _batches(items: Sequence[T], size: int) -> Iterable[list[T]]:

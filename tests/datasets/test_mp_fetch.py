@@ -17,6 +17,7 @@ from emmet.core.mpid import AlphaID
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
 from fieldflows.datasets.materials_project import MaterialsProject, identities, identity, materials_project_key
+from fieldflows.datasets.sources.mp_dielectric import MPFilter
 from fieldflows.datasets.web import AnswerCache
 from fieldflows.errors import DataError, KeyProblem, SettingsError, Unreachable, WrongAnswer
 from tests.datasets.mp_made import IDS, crystal, dielectric, documents, summary, task
@@ -170,6 +171,25 @@ def test_a_filter(server):
     assert server.count(ROUTES[1]) == 2  # ids, then structures
 
 
+def test_every_key_of_the_filter_is_known_to_the_client(server, tmp_path):
+    given = {
+        "elements": ["O"], "exclude_elements": ["H", "F"], "formula": "ABO3", "chemsys": ["O-Zn", "Ga-N"],
+        "num_elements": [2, 3], "num_sites": [1, 10], "n": [1, 3], "e_electronic": [1, 9], "e_ionic": [0, 50],
+        "e_total": [1, 60], "band_gap": [0.5, 9], "energy_above_hull": [0, 0.02], "volume": [10, 90],
+        "spacegroup_number": 186, "is_stable": True, "theoretical": False,
+    }  # fmt: skip
+    assert set(given) == set(MPFilter.model_fields)
+    found = MaterialsProject(AnswerCache(tmp_path)).find(MPFilter(**given).criteria(), lambda *_: None)
+    assert found == [IDS["GaN"], IDS["ZnO"]]
+    params = next(item.params for item in server.requests if item.path == ROUTES[1])
+    expected = {
+        "elements": "O", "exclude_elements": "H,F", "formula": "ABO3", "nelements_max": "3", "nsites_min": "1",
+        "e_ionic_max": "50.0", "energy_above_hull_max": "0.02", "band_gap_min": "0.5", "volume_max": "90.0",
+        "spacegroup_number": "186", "is_stable": "True", "theoretical": "False", "has_props": "dielectric",
+    }  # fmt: skip
+    assert expected.items() <= params.items()
+
+
 @pytest.mark.parametrize(
     "more", [{"material_ids": []}, {"filter": {}}, {"filter": {"n": [1, 2]}, "material_ids": ["mp-1"]}]
 )
@@ -218,6 +238,14 @@ def test_faults_of_the_heartbeat(server, tmp_path):
     server.misbehave("html", path="/heartbeat", skip=1)  # after ours, to a request of mp-api's own
     MaterialsProject(AnswerCache(tmp_path), sleep=waits.append).connect()
     assert waits == [1.0, 1.0]
+
+
+def test_a_heartbeat_that_hangs(server, tmp_path, monkeypatch):
+    """mp-api asks for it without a time-out."""
+    monkeypatch.setattr("fieldflows.datasets.materials_project.LONGEST_START", 0.2)
+    server.misbehave("slow", path="/heartbeat", skip=1, times=10, seconds=2)
+    with pytest.raises(Unreachable, match=r"does not answer mp-api within 0.2 s"):
+        MaterialsProject(AnswerCache(tmp_path), sleep=lambda _: None).connect()
 
 
 def test_a_slow_service(server, tmp_path):
