@@ -19,11 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import polar
 from scipy.optimize import linear_sum_assignment
 
 from fieldflows.errors import EvaluationError
 from fieldflows.physics.crystal import compact_cell, reduced_basis
+from fieldflows.physics.sublattices import candidate_cells, distinct_cells, strain_norm, stretch_of
 from fieldflows.physics.symmetry import atom_permutations, search_symmetry
 
 FloatArray = NDArray[np.float64]
@@ -31,11 +31,15 @@ IndexArray = NDArray[np.intp]
 
 MOST_SHIFTS = 64
 """Rigid shifts that are tried for a cell."""
+SAME_SHIFT = 0.02
+"""Rigid shifts that are nearer to each other, in Å, are taken for one."""
+MOST_WORK = 40_000
+"""Cells that are tried at most, times the square of the number of atoms; forty at least."""
 MOST_ROUNDS = 10
 """Rounds of assignment and centering from one shift."""
 MOST_ASSIGNMENTS = 12
 """Assignments of sites in one cell that are looked at, the best ones."""
-STAGES = (0.03, 0.08)
+STAGES = (0.01, 0.03, 0.08)
 """Strains up to which cells are searched first: most crystals are found there, and small strains mean few cells."""
 
 
@@ -114,17 +118,6 @@ class _Sites:
     squares: float
 
 
-def stretch_of(start: FloatArray, end: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return Q and S with end = start Qᵀ S: rotation of the start, then a symmetric stretch; cells are rows."""
-    rotation, stretch = polar(np.linalg.solve(start, end), side="right")
-    return rotation.T, stretch
-
-
-def strain_norm(strain: FloatArray) -> float:
-    """Return √tr (S − 1)²."""
-    return float(np.linalg.norm(strain))
-
-
 def shortest_differences(cell: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
     """Return (n, m, 3) shortest vectors in Å from fractional coordinates (n, 3) to (m, 3), over all images."""
     from pymatgen.core import Lattice
@@ -165,53 +158,6 @@ def primitive_cell(crystal: BareCrystal, symprec: float) -> tuple[BareCrystal, I
     return primitive, representatives
 
 
-def candidate_cells(reference: FloatArray, target: FloatArray, multiple: int, largest: float) -> list[FloatArray]:
-    """Return all integer matrices H, det ±multiple, for which H·reference is the target but for a small stretch.
-
-    Every principal stretch lies between 1/(1 + largest) and 1 + largest, and handedness is kept.  Sorted by strain.
-
-    Args:
-        reference: (3, 3) primitive reduced cell, rows, in Å.
-        target: (3, 3) reduced cell, rows, in Å.
-        multiple: Number of reference cells in the target.
-        largest: Largest strain.
-    """
-    from pymatgen.core import Lattice
-
-    # a stretch that changes lengths by 1 + e turns no two vectors by more than this against each other
-    angle = float(np.degrees(4 * (np.arctan(1 + largest) - np.pi / 4)))
-    sign = np.sign(np.linalg.det(target) * np.linalg.det(reference))
-    found = []
-    for _, _, matrix in Lattice(reference).find_all_mappings(
-        Lattice(target), ltol=largest + 1e-9, atol=angle, skip_rotation_matrix=True
-    ):
-        if round(float(np.linalg.det(matrix))) != sign * multiple:
-            continue
-        _, stretch = stretch_of(matrix @ reference, target)
-        values = np.linalg.eigvalsh(stretch)
-        if values[-1] <= 1 + largest and values[0] >= 1 / (1 + largest):
-            found.append((strain_norm(stretch - np.eye(3)), matrix.astype(float)))
-    return [matrix for _, matrix in sorted(found, key=lambda item: (round(item[0], 10), item[1].ravel().tolist()))]
-
-
-def distinct_cells(cells: list[FloatArray], rotations: FloatArray) -> list[FloatArray]:
-    """Return one of those cells that differ by a proper rotation of the reference crystal; the first stays.
-
-    Args:
-        cells: Integer matrices H.
-        rotations: (s, 3, 3) proper rotations W of the reference in its own basis (columns of coordinates).
-    """
-    proper = np.rint(rotations).transpose(0, 2, 1)
-    seen: set[bytes] = set()
-    result = []
-    for matrix in cells:
-        if matrix.astype(np.int64).tobytes() in seen:
-            continue
-        result.append(matrix)
-        seen.update(item.tobytes() for item in np.rint(matrix @ proper).astype(np.int64))
-    return result
-
-
 def map_crystal(
     reference: BareCrystal,
     target: BareCrystal,
@@ -234,9 +180,14 @@ def map_crystal(
     search = _Search(reference, target, symprec)
     best: CrystalMapping | None = None
     rejected: CrystalMapping | None = None
-    for limit in [*(stage for stage in STAGES if stage < largest_strain), largest_strain]:
+    for stage in [*(stage for stage in STAGES if stage < largest_strain), largest_strain]:
+        limit = stage
+        if best is not None:  # no cell with more strain can have a smaller cost
+            limit = min(stage, (1 + 1e-9) * best.cost / max(search.length - best.cost, 1e-3))
         for matrix, strain in search.cells(limit):
             if best is not None and strain >= best.cost - 1e-9:
+                break
+            if search.n_tried > max(40, MOST_WORK // len(target) ** 2):
                 break
             for sites in search.sites(matrix):
                 cost = float(np.hypot(np.sqrt(sites.squares), strain))
@@ -279,6 +230,11 @@ class _Search:
         self.proper = rotations[np.linalg.det(rotations) > 0]
         self.length = (target.volume / len(target)) ** (1 / 3)
         self._done: set[bytes] = set()
+
+    @property
+    def n_tried(self) -> int:
+        """Cells that were yielded."""
+        return len(self._done)
 
     def cells(self, limit: float) -> Iterator[tuple[FloatArray, float]]:
         """Yield cells H that were not yet yielded, and their part of the cost, by growing strain."""
@@ -353,11 +309,35 @@ def match_sites(reference: BareCrystal, matrix: FloatArray, target: BareCrystal)
     tiled = (base[:, None, :] + points[None, :, :]).reshape(-1, 3)
     kinds = np.repeat(reference.numbers, len(points))
     groups = [(np.flatnonzero(target.numbers == z), np.flatnonzero(kinds == z)) for z in np.unique(kinds)]
+    visited = _Visited(matrix, reference.cell)
     found: dict[float, _Sites] = {}
     for shift in _shifts(reference, base, target):
-        sites = _settle(tiled + shift, target, groups)
-        found.setdefault(round(sites.squares, 6), _Sites(sites.order // len(points), sites.differences, sites.squares))
+        sites = _settle(tiled, shift, target, groups, visited)
+        if sites is not None:
+            order = sites.order // len(points)
+            found.setdefault(round(sites.squares, 6), _Sites(order, sites.differences, sites.squares))
     return [found[key] for key in sorted(found)][:MOST_ASSIGNMENTS]
+
+
+class _Visited:
+    """Rigid shifts that were met already, modulo the lattice of the reference: the same ones lead to the same end.
+
+    Args:
+        matrix: H, integer.
+        cell: (3, 3) of the reference, rows, in Å.
+    """
+
+    def __init__(self, matrix: FloatArray, cell: FloatArray) -> None:
+        self.matrix, self.cell = matrix, cell
+        self.shifts = np.zeros((0, 3))
+
+    def __contains__(self, shift: FloatArray) -> bool:
+        steps = (self.shifts - shift) @ self.matrix
+        return bool((np.linalg.norm((steps - np.round(steps)) @ self.cell, axis=1) < SAME_SHIFT).any())
+
+    def add(self, shift: FloatArray) -> None:
+        """Note a shift in fractional coordinates of the target."""
+        self.shifts = np.vstack([self.shifts, shift])
 
 
 def _shifts(reference: BareCrystal, base: FloatArray, target: BareCrystal) -> FloatArray:
@@ -373,22 +353,35 @@ def _shifts(reference: BareCrystal, base: FloatArray, target: BareCrystal) -> Fl
     return np.array(shifts)
 
 
-def _settle(tiled: FloatArray, target: BareCrystal, groups: list[tuple[IndexArray, IndexArray]]) -> _Sites:
-    """Assign, center, and go on until the assignment stays."""
+def _settle(
+    tiled: FloatArray,
+    shift: FloatArray,
+    target: BareCrystal,
+    groups: list[tuple[IndexArray, IndexArray]],
+    visited: _Visited,
+) -> _Sites | None:
+    """Assign, center, and go on until the assignment stays; None where another start has led already."""
     order = np.full(len(target), -1, dtype=np.intp)
     vectors = np.zeros_like(target.fractional)
-    offset = np.zeros(3)
+    own: list[FloatArray] = []
     for _ in range(MOST_ROUNDS):
+        if shift in visited:
+            break
+        own.append(shift)
         new = np.empty_like(order)
         for atoms, sites in groups:
-            between = shortest_differences(target.cell, tiled[sites] + offset, target.fractional[atoms])
+            between = shortest_differences(target.cell, tiled[sites] + shift, target.fractional[atoms])
             rows, columns = linear_sum_assignment((between**2).sum(axis=2))
             new[atoms[columns]] = sites[rows]
             vectors[atoms[columns]] = between[rows, columns]
-        mean = vectors.mean(axis=0)
-        offset = offset + mean @ np.linalg.inv(target.cell)
+        shift = shift + vectors.mean(axis=0) @ np.linalg.inv(target.cell)
         if np.array_equal(new, order):
             break
         order = new
+    done = shift not in visited
+    for item in own:
+        visited.add(item)
+    if not own or not done:
+        return None
     centered = vectors - vectors.mean(axis=0)
     return _Sites(order, centered @ np.linalg.inv(target.cell), float((centered**2).sum(axis=1).mean()))

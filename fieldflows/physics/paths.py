@@ -33,8 +33,9 @@ from fieldflows.physics.distortion import (
     check_relation,
     check_size,
 )
-from fieldflows.physics.mapping import BareCrystal, CrystalMapping, map_crystal, strain_norm, stretch_of
+from fieldflows.physics.mapping import BareCrystal, CrystalMapping, map_crystal
 from fieldflows.physics.relation import GroupRelation, relate_groups
+from fieldflows.physics.sublattices import strain_norm, stretch_of
 from fieldflows.physics.symmetry import SYMPREC
 from fieldflows.structures import as_atoms, as_structure, check_structure
 
