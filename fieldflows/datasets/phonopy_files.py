@@ -7,9 +7,14 @@ the second is that of the displacement, as in VASP: Z[i, j] = Ω ∂P_i/∂u_j, 
 
 from __future__ import annotations
 
+import lzma
+import tarfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -34,6 +39,11 @@ FORCES: dict[str, float] = {
     "hartree/au": Hartree / Bohr,
 }
 """Units of force that phonopy writes, in eV/Å."""
+
+ARCHIVES = (".tar.lzma", ".tar.xz", ".tar.gz", ".tar.bz2", ".tar")
+"""Endings of archives, such as PhononDB's ``mp-3731-20180417.tar.lzma``."""
+MOST_BYTES = 2 * 1024**3
+"""Largest file that is taken out of an archive."""
 
 _SUFFIXES = ("", ".xz", ".gz", ".bz2")
 
@@ -77,6 +87,8 @@ class PhonopyFile:
 def find_phonopy_files(path: Path) -> list[Path]:
     """Return the files to read: the file itself, or of every folder below a folder the fullest file of phonopy.
 
+    Archives (:data:`ARCHIVES`) in a folder are files to read too; :func:`unpacked` opens them.
+
     Raises:
         DataError: If there is none.
     """
@@ -88,13 +100,44 @@ def find_phonopy_files(path: Path) -> list[Path]:
         others = sorted(item for item in folder.glob("*phonopy_params*.yaml*") if item not in names)
         first = next((item for item in names if item.is_file()), None)
         found += [*([first] if first else []), *others]
+    found += sorted(item for item in path.rglob("*.tar*") if item.name.endswith(ARCHIVES))
     if not found:
         raise DataError(
-            f"{path} holds no file of phonopy; looked for {', '.join(PARAMETER_NAMES)} and *phonopy_params*.yaml in it "
-            "and the folders below it.",
-            "Unpack archives first.",
+            f"{path} holds no file of phonopy; looked for {', '.join(PARAMETER_NAMES)}, *phonopy_params*.yaml and "
+            f"archives ({', '.join(ARCHIVES)}) in it and the folders below it.",
+            "Check the folder.",
         )
     return found
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Give a folder with the files of phonopy that an archive holds, for a while; any other file as it is.
+
+    Nothing else is unpacked, and nothing outside that folder is written.
+
+    Raises:
+        DataError: If the archive cannot be read or holds no such file.
+    """
+    if not path.name.endswith(ARCHIVES):
+        yield path
+        return
+    with TemporaryDirectory(prefix="fieldflows-") as name:
+        folders: dict[str, Path] = {}
+        try:
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    inner = PurePosixPath(member.name)
+                    known = inner.name in ("BORN", "FORCE_SETS") or inner.match("*.yaml*")
+                    content = archive.extractfile(member) if known and member.size <= MOST_BYTES else None
+                    if content is None:
+                        continue
+                    folder = folders.setdefault(str(inner.parent), Path(name) / str(len(folders)))
+                    folder.mkdir(exist_ok=True)
+                    (folder / inner.name).write_bytes(content.read())
+        except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+            raise DataError(f"{path} cannot be unpacked: {error}.", "Fetch it again.") from error
+        yield Path(name)
 
 
 def read_phonopy_file(path: Path, displaced: bool = False) -> PhonopyFile:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import sys
+import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +155,33 @@ def test_born_and_force_sets_beside_an_older_file(tmp_path):
     assert len(data.frames) == 1 + len(calculation("ZnO").supercells_with_displacements)
     assert any("BORN" in note for note in data.notes)
     assert path.is_file()
+
+
+@pytest.mark.parametrize(("ending", "form"), [("lzma", lzma.FORMAT_ALONE), ("xz", lzma.FORMAT_XZ)])
+def test_archives_are_read_as_they_are(tmp_path, ending, form):
+    """The form of PhononDB: mp-…-20180417.tar.lzma with a folder in it."""
+    folder = tmp_path / "mp-1-20180417"
+    save(folder, "ZnO", "phonon.yaml", charges=False, force_sets=False, displacements=False)
+    lines = get_BORN_lines(to_phonopy(wurtzite_zno()), response("ZnO").born_effective_charges, epsilon("ZnO"))
+    (folder / "BORN").write_text("\n".join(lines) + "\n")
+    (folder / "KPOINTS").write_text("0\n")
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as archive:
+        archive.add(folder, arcname="../mp-1-20180417")  # a name that leads elsewhere is harmless
+    many = tmp_path / "many"
+    many.mkdir()
+    path = many / f"mp-1-20180417.tar.{ending}"
+    path.write_bytes(lzma.compress(plain.getvalue(), format=form))
+    for place in (path, many):
+        (frame,) = PhonopySource(path="x").read(place).frames
+        np.testing.assert_allclose(
+            frame.labels["born_effective_charges"], response("ZnO").born_effective_charges, atol=1e-6
+        )
+        assert frame.extra["origin"] == path.name
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="cannot be unpacked"):
+        PhonopySource(path="x").read(path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["many", "mp-1-20180417"]
 
 
 def test_atomic_units(tmp_path):

@@ -11,7 +11,7 @@ from pydantic import Field
 from fieldflows.datasets.extxyz import RawFrame
 from fieldflows.datasets.frame import reduced_formula
 from fieldflows.datasets.labels import Convention, get_convention
-from fieldflows.datasets.phonopy_files import PhonopyCell, find_phonopy_files, read_phonopy_file
+from fieldflows.datasets.phonopy_files import PhonopyCell, find_phonopy_files, read_phonopy_file, unpacked
 from fieldflows.datasets.source import Source, SourceData, label_frames
 from fieldflows.errors import DataError
 from fieldflows.schemas.dataset import Finding, FrameFindings
@@ -20,7 +20,7 @@ CHARGES, EPSILON, FORCES = "born_effective_charge", "dielectric_constant", "forc
 
 
 class PhonopySource(Source):
-    """``phonopy_params.yaml`` or another YAML file of phonopy, or a folder with one in each of its folders.
+    """``phonopy_params.yaml`` or another YAML file of phonopy, an archive with one, or a folder of many of either.
 
     The frame is phonopy's primitive cell.  Where the YAML file has no Born charges, a file ``BORN`` beside it is taken.
     With ``displaced`` the displaced supercells become frames with forces, as the calculation gave them: neither drift
@@ -76,14 +76,16 @@ class PhonopySource(Source):
             DataError: If the file cannot be read and is the only one.
         """
         try:
-            found = read_phonopy_file(file, self.displaced)
+            with unpacked(file) as place:
+                found = [read_phonopy_file(item, self.displaced) for item in find_phonopy_files(place)]
         except DataError as error:
             if alone:
                 raise
             return [_finding("malformed", error.message)]
-        notes += [f"{origin}: {note}" for note in found.notes]
-        frames = [raw for raw in map(_raw, [found.primitive, *found.displaced]) if raw.info or raw.arrays]
-        formula = reduced_formula(found.primitive.numbers)
+        notes += [f"{origin}: {note}" for item in found for note in item.notes]
+        cells = [cell for item in found for cell in (item.primitive, *item.displaced)]
+        frames = [raw for raw in map(_raw, cells) if raw.info or raw.arrays]
+        formula = reduced_formula(found[0].primitive.numbers)
         return [*frames] or [_finding("no_label", f"{origin} ({formula}) has no Born charges, ε∞ or forces")]
 
 
