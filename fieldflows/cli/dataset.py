@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fieldflows.datasets.dataset import Dataset
     from fieldflows.datasets.source import Progress
-    from fieldflows.schemas.dataset import DatasetDiff, DatasetManifest
+    from fieldflows.schemas.dataset import DatasetDiff, DatasetManifest, FrameChange
 
 MAX_ROWS = 40
 """Rows of a list of rejects or flags that are shown unless all are asked for."""
@@ -187,7 +187,7 @@ def _show_diff(found: DatasetDiff) -> None:
     lists = {
         "added": found.added,
         "removed": found.removed,
-        "changed": [f"{item.frame}: {', '.join(item.what)}" for item in found.changed],
+        "changed": [f"{item.frame}: {', '.join(_step(item, word) for word in item.what)}" for item in found.changed],
         "moved": [f"{item.frame}: {item.before} to {item.after}" for item in found.moved],
         "settings": [f"{key}: {one} to {two}" for key, (one, two) in found.configuration.items()],
         "files of sources": list(found.sources),
@@ -203,6 +203,13 @@ def _show_diff(found: DatasetDiff) -> None:
         for two, formulas in row.items()
     ]
     output.print(table("Materials in both", ["first", "second", "materials", "which"], rows, left=2))
+
+
+def _step(item: FrameChange, word: str) -> str:
+    from fieldflows.datasets.frame import LABEL_UNITS
+
+    step = item.largest.get(word)
+    return word if step is None else f"{word} by {step:.3g} {LABEL_UNITS[word]}"
 
 
 @contextmanager

@@ -88,12 +88,13 @@ def _change(one: LabeledFrame, two: LabeledFrame) -> FrameChange | None:
     what = [] if fingerprint(one) == fingerprint(two) else ["structure"]
     what += [f"{name} removed" for name in sorted(one.labels.keys() - two.labels.keys())]
     what += [f"{name} added" for name in sorted(two.labels.keys() - one.labels.keys())]
-    steps = []
+    steps: dict[str, float | None] = {}
     for name in sorted(one.labels.keys() & two.labels.keys()):
         a, b = one.labels[name], two.labels[name]
         if a.shape != b.shape or not np.array_equal(a, b):
             what.append(name)
-            steps.append(float(np.abs(a - b).max()) if a.shape == b.shape else np.inf)
+            step = float(np.abs(a - b).max()) if a.shape == b.shape else np.inf
+            steps[name] = step if np.isfinite(step) else None
     if one.flags != two.flags:
         what.append("flags")
     if one.extra.keys() != two.extra.keys() or any(
@@ -102,8 +103,7 @@ def _change(one: LabeledFrame, two: LabeledFrame) -> FrameChange | None:
         what.append("extra")
     if not what:
         return None
-    finite = [step for step in steps if np.isfinite(step)]
-    return FrameChange(frame=two.name, what=what, largest=max(finite) if finite else None)
+    return FrameChange(frame=two.name, what=what, largest=steps)
 
 
 def _side(manifest: DatasetManifest) -> DatasetSide:

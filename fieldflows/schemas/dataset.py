@@ -89,7 +89,9 @@ class StructureMatch(_Document):
     source_index: int = Field(description="Frame number in the source, from 0.")
     split: str = Field(description="Subset of the frame.")
     other: str = Field(description="What it is called there: an identifier, or source and frame number.")
-    other_split: str = Field(description="Subset there: that of the other dataset, or the benchmark's fold in whose test set it is.")
+    other_split: str = Field(
+        description="Subset there: that of the other dataset, or the benchmark's fold in whose test set it is."
+    )
 
 
 class SubsetOverlap(_Document):
@@ -179,8 +181,8 @@ class FrameChange(_Document):
 
     frame: str = Field(description="Formula, source and frame number, in the second dataset.")
     what: list[str] = Field(description="What changed: 'structure', 'flags', 'extra', labels that came, went or moved.")
-    largest: float | None = Field(
-        description="Largest change of a component of a label, in the internal unit of that label; null if none moved."
+    largest: dict[str, float | None] = Field(
+        description="Largest change of a component of each label that moved, in its internal unit; null if not finite."
     )
 
 

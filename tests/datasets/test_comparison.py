@@ -49,7 +49,7 @@ def test_added_removed_and_changed_frames(tmp_path, texts):
     assert found.removed == ["CaZrO3 (p:2)", "CaZrS3 (p:3)"]
     (change,) = found.changed
     assert (change.frame, change.what) == ("CaTiS3 (p:2)", ["polarizability"])
-    assert change.largest == pytest.approx(0.01 * 4 * np.pi * EPS0)  # (ε∞ − 1)/(4π) times 4π ε_vac
+    assert change.largest == {"polarizability": pytest.approx(0.01 * 4 * np.pi * EPS0)}  # (ε∞ − 1)/(4π) times 4π ε_vac
     assert found.configuration["split.salt"] == ("fieldflows", "x")
     assert list(found.sources) == ["p"]
 
