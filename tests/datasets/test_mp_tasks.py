@@ -15,6 +15,7 @@ from pymatgen.core.tensors import Tensor
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
 from fieldflows.datasets.mp_documents import FieldProblem, phonon_born_charges, read_structure, task_born_charges
+from fieldflows.datasets.sources.mp_dielectric import MPDielectric, _phonon_ids
 from fieldflows.structures import as_structure
 from tests.datasets.mp_made import CHARGES, DATE, axial, crystal, dielectric, documents, summary, task
 from tests.datasets.synthetic import EPS0, perovskite
@@ -174,3 +175,34 @@ def test_charges_of_inequivalent_sites_are_brought_to_all():
     document = phonon(atoms, made.charges[:3])
     raw = read_structure(document, 0)
     np.testing.assert_allclose(phonon_born_charges(document, raw), made.charges, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", ["x", [[1]], {"a": 1}, True], ids=str)
+@pytest.mark.parametrize("route", ["dielectric", "summary", "tasks", "phonon"])
+def test_an_odd_document_never_stops_the_others(tmp_path, route, value):
+    """Whatever stands in a field of one document, the other material is there, and what is left out has a reason."""
+    atoms, epsilon, born = crystal("BeO")
+    names = ("GaN", "ZnO")
+    data = {
+        "dielectric": [dielectric(name) for name in names],
+        "summary": [summary(name) for name in names],
+        "tasks": [task(name) for name in names],
+        "phonon": [phonon(atoms, born, epsilon_static=epsilon.tolist())],
+        "asked": ["mp-804", "mp-2133"],
+    }
+    path = tmp_path / "a.json"
+    source = MPDielectric(path=str(path))
+    fields = list(data[route][-1])
+    assert len(fields) > 4
+    for field in fields:
+        changed = {**data, route: [*data[route][:-1], data[route][-1] | {field: value}]}
+        path.write_text(json.dumps(changed))
+        read = source.read(path)
+        assert "GaN" in {frame.material for frame in read.frames}
+        assert all(item.findings[0].message for item in read.rejects)
+        assert len(read.frames) + len(read.rejects) == read.n_frames
+
+
+def test_odd_lists_of_phonon_calculations():
+    assert _phonon_ids({"dfpt": ["mp-1"], "pheasy": None, "other": "mp-2"}) == ["mp-1"]
+    assert _phonon_ids(["mp-1"]) == _phonon_ids(None) == []

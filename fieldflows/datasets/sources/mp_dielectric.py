@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -142,12 +142,7 @@ class MPDielectric(WebSource):
         problems = []
         ids = {
             "tasks": [name for item in answers["dielectric"] if (name := origin_task(item)) is not None],
-            "phonon": [
-                name
-                for item in answers["summary"]
-                for names in (item.get("phonon_IDs") or {}).values()
-                for name in names or ()
-            ],
+            "phonon": [name for item in answers["summary"] for name in _phonon_ids(item.get("phonon_IDs"))],
         }
         for route in self.born_charges:
             try:
@@ -230,27 +225,34 @@ def _notes(
     if versions:
         notes.append(f"database {', '.join(map(str, versions))}" + ("; refresh for one" if len(versions) > 1 else ""))
     if answers.get("asked"):
-        have = {identity(item.get("material_id")) for item in documents if item.get("material_id")}
-        without = [name for name in answers["asked"] if identity(name) not in have]
+        have = {identity(name) for name in _valid([item.get("material_id") for item in documents])}
+        without = [name for name in _valid(answers["asked"]) if identity(name) not in have]
         if without:
             more = f" and {len(without) - 20} more" if len(without) > 20 else ""
             notes.append(f"without a dielectric document: {', '.join(without[:20])}{more}")
-    limited = sum((item.get("builder_meta") or {}).get("license") == "BY-NC" for item in documents)
+    builders = [item.get("builder_meta") for item in documents]
+    limited = sum(isinstance(item, Mapping) and item.get("license") == "BY-NC" for item in builders)
     if limited:
         notes.append(f"{limited} documents are licensed BY-NC, for uses that are not commercial")
     return notes
 
 
-def _valid(names: list[str]) -> list[str]:
-    """Return the ids among some texts."""
+def _valid(names: Iterable[Any]) -> list[str]:
+    """Return the ids among some values."""
     found = []
     for name in names:
         try:
             identity(name)
         except ValueError:
             continue
-        found.append(name)
+        found.append(str(name))
     return found
+
+
+def _phonon_ids(methods: Any) -> list[Any]:
+    """Return the ids of the phonon calculations of a summary: {method: [id, ...]}."""
+    lists = methods.values() if isinstance(methods, Mapping) else ()
+    return [name for names in lists if isinstance(names, list) for name in names]
 
 
 def _load(path: Path) -> Mapping[str, Any]:
