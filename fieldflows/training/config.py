@@ -448,13 +448,17 @@ def _located(section: Any, folder: Path, *keys: str) -> Any:
 def _leave_out_defaults(data: dict[str, Any], config: TrainingConfig) -> None:
     """Remove what a digest does not count: files of heads, and options of losses and foundations that are off."""
     for head in data["heads"].values():
-        head["dataset"] = (head["dataset"] or {}).get("relaxed")
+        section = head["dataset"] or {}
+        head["dataset"] = section.get("relaxed")
+        if section.get("path_frames"):
+            head["path_frames"] = section["path_frames"]
         if head["replay"]:
             head["replay"]["dataset"] = head["replay"]["path"] = None
     if not data["heads"]:
         data.pop("heads")
-    if config.dataset is not None and config.dataset.relaxed is not None:
-        data["relaxed"] = config.dataset.relaxed
+    for key in ("relaxed", "path_frames"):
+        if config.dataset is not None and getattr(config.dataset, key) is not None:
+            data[key] = getattr(config.dataset, key)
     for term in data["loss"]["terms"].values():
         for key in ("share", "count_unlabeled"):
             if term[key] == Term.model_fields[key].default:

@@ -37,6 +37,12 @@ class DatasetSection(Section):
         "has a term: 'stated', those that the dataset says are relaxed; or the names of sources of which all are, "
         "never a trajectory or path; None: none.",
     )
+    path_frames: tuple[int, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Frames of each polarization path that are trained on, 0 (nonpolar) to 9 (polar); neighbors are "
+        "much alike. Frames to select and test by, and those of no path, all stay. None: all.",
+    )
 
     @model_validator(mode="after")
     def _one_of_three(self) -> DatasetSection:

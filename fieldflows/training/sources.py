@@ -73,11 +73,37 @@ def open_dataset(section: DatasetSection, labels: Sequence[str] = ()) -> Dataset
         data = Dataset.load(path)
     else:
         data = build_dataset(DatasetConfig.from_yaml(expand_path(str(section.config))))
+    if section.path_frames is not None:
+        data = Dataset(thinned(data.frames, section.path_frames), data.manifest)
     if section.relaxed is None:
         return data
     config = DatasetConfig.model_validate(data.manifest.config)
     moving = {source.label for source in config.sources if source.trajectory}
     return Dataset(at_rest(data.frames, section.relaxed, labels, moving), data.manifest)
+
+
+def thinned(frames: Sequence[LabeledFrame], path_frames: Sequence[int]) -> list[LabeledFrame]:
+    """Return the frames without those of polarization paths that are in the training subset and not asked for.
+
+    Args:
+        frames: The frames; those of paths carry ``path_index`` in ``extra``.
+        path_frames: Numbers of the frames to keep of each path.
+
+    Raises:
+        SettingsError: If there is no path, or none of its frames would stay.
+    """
+    indices = {int(frame.extra["path_index"]) for frame in frames if "path_index" in frame.extra}
+    if not indices & set(path_frames):
+        found = f"they have the numbers {min(indices)} to {max(indices)}" if indices else "no frame is of a path"
+        raise SettingsError(
+            f"dataset.path_frames keeps the frames {', '.join(map(str, path_frames))} of each path, but {found}.",
+            "Name frames that there are, or leave path_frames out.",
+        )
+    return [
+        frame
+        for frame in frames
+        if frame.split != "train" or int(frame.extra.get("path_index", path_frames[0])) in path_frames
+    ]
 
 
 def at_rest(

@@ -18,7 +18,7 @@ from fieldflows.training.data_config import DatasetSection
 from fieldflows.training.loss_config import parse_scale
 from fieldflows.training.losses import Loss, force_delta, quantum_distance
 from fieldflows.training.setup import prepare
-from fieldflows.training.sources import at_rest, open_dataset
+from fieldflows.training.sources import at_rest, open_dataset, thinned
 from fieldflows.training.weights import make_loss, spread_by_element, sum_rule_residual, trivial_losses
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
 from tests.training.crystals import LABELS, label, small_dataset, teacher, tiny_config
@@ -367,3 +367,19 @@ def test_new_options_leave_old_digests_alone():
     ]
     digests = {TrainingConfig.from_dict({"dataset": {"path": "x"}, "run": {"seed": 3}, **c}).digest for c in changed}
     assert len(digests | {config.digest}) == len(changed) + 1
+
+
+def test_frames_of_paths_are_thinned_in_the_training_subset_alone():
+    items = [
+        item.with_(split=split, extra={"path_index": k})
+        for split, item in zip(("train", "valid"), small_dataset(2, 0, 0).frames, strict=True)
+        for k in range(10)
+    ]
+    plain = small_dataset(1, 0, 0).frames[0].with_(split="train", extra={})
+    found = thinned([*items, plain], (1, 9))
+    assert [frame.extra["path_index"] for frame in found if "path_index" in frame.extra] == [1, 9, *range(10)]
+    assert found[-1] is plain
+    with pytest.raises(SettingsError, match="they have the numbers 0 to 9"):
+        thinned(items, (10,))
+    with pytest.raises(SettingsError, match="no frame is of a path"):
+        thinned([plain], (9,))
