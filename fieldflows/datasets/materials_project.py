@@ -7,6 +7,7 @@ collection to a folder of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from mp_api.client import MPRester
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 KEY_VARIABLE = "MP_API_KEY"
 SETTING = "PMG_MAPI_KEY"
@@ -259,24 +261,31 @@ class MaterialsProject:
         return {"service": self.endpoint, "route": route, "id": list(key), "fields": list(FIELDS[route])} | dict(more)
 
     def _keep(
-        self, route: str, keys: Sequence[tuple[str, int]], answers: Iterable[dict[str, Any]], more: Mapping[str, Any]
+        self, route: str, keys: Sequence[tuple[str, int]], answers: Sequence[dict[str, Any]], more: Mapping[str, Any]
     ) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """Sort the answers of one batch by their ids, and keep them."""
         result: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in keys}
+        nameless = []
         for document in answers:
-            name = document.get(IDENTIFIERS[route])
             try:
-                key = identity(name)
+                key = identity(document.get(IDENTIFIERS[route]))
             except ValueError:
-                raise WrongAnswer(
-                    f"{self.endpoint}materials/{route}/: a document has {IDENTIFIERS[route]} {name!r}, which is no id; "
-                    f"its fields are {', '.join(sorted(document)[:12])}.",
-                    "The schema of the service changed: update mp-api and fieldflows.",
-                ) from None
+                nameless.append(document)
+                continue
             if key in result:
                 result[key].append(document)
+        if nameless and not any(result.values()):
+            found = nameless[0]
+            raise WrongAnswer(
+                f"{self.endpoint}materials/{route}/: a document has {IDENTIFIERS[route]} "
+                f"{found.get(IDENTIFIERS[route])!r}, which is no id; its fields are {', '.join(sorted(found)[:12])}.",
+                "The schema of the service changed: update mp-api and fieldflows.",
+            )
+        if nameless:
+            _log.warning("%d documents of materials/%s have no id and are left out.", len(nameless), route)
         for key, documents in result.items():
-            self.cache.put(self._request(route, key, more), {"version": self._version, "documents": documents})
+            if documents or not nameless:  # a nameless one may be the one that is missing: ask again next time
+                self.cache.put(self._request(route, key, more), {"version": self._version, "documents": documents})
         return result
 
     def _search(self, route: str, **criteria: Any) -> list[dict[str, Any]]:

@@ -345,6 +345,18 @@ def test_a_bad_document_is_a_reject(server):
     assert "field 'electronic' is no 3x3 tensor" in reasons["GaN"]
 
 
+def test_a_document_without_an_id_does_not_stop_the_others(server, caplog):
+    odd = documents(tasks=[])
+    server.misbehave("json", path=ROUTES[0], value={
+        "data": [*odd["dielectric"][:2], odd["dielectric"][2] | {"material_id": "?"}], "meta": {"total_doc": 3}
+    })  # fmt: skip
+    dataset = build()
+    assert len(dataset) == 2
+    assert "1 documents of materials/dielectric have no id" in caplog.text
+    assert f"without a dielectric document: {IDS['BeO']}" in dataset.manifest.sources[0].notes
+    assert len(build()) == 3  # asked again
+
+
 def test_a_structure_of_another_compound(server):
     wrong = documents(tasks=[])
     wrong["summary"][0]["structure"] = json.loads(json.dumps(wrong["summary"][0]["structure"]).replace('"Zn"', '"Cd"'))
