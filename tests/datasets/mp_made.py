@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.build import bulk
+from emmet.core.phonon import PhononBSDOSTask
 from emmet.core.polar import DielectricDoc
 from emmet.core.tasks import CoreTaskDoc
 from scipy.spatial.transform import Rotation
@@ -76,6 +78,19 @@ def task(name: str, charges: Any = None, epsilon: Any = None, **changes: Any) ->
         },
     } | changes
     CoreTaskDoc.model_validate(document)
+    return document
+
+
+def phonon(atoms: Atoms, born: Any, **more: Any) -> dict[str, Any]:
+    """A document of materials.phonon, checked by emmet's model."""
+    document = {
+        "identifier": "mp-7777",
+        "phonon_method": "dfpt",
+        "last_updated": DATE,
+        "structure": as_structure(atoms).as_dict(),
+        "born": np.asarray(born).tolist(),
+    } | more
+    PhononBSDOSTask.model_validate(document)
     return document
 
 

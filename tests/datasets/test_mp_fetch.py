@@ -20,7 +20,7 @@ from fieldflows.datasets.materials_project import MaterialsProject, identities, 
 from fieldflows.datasets.sources.mp_dielectric import MPFilter
 from fieldflows.datasets.web import AnswerCache
 from fieldflows.errors import DataError, KeyProblem, SettingsError, Unreachable, WrongAnswer
-from tests.datasets.mp_made import IDS, crystal, dielectric, documents, summary, task
+from tests.datasets.mp_made import IDS, crystal, dielectric, documents, phonon, summary, task
 from tests.datasets.synthetic import EPS0
 from tests.support.materials_project import KEY, serve
 
@@ -373,7 +373,34 @@ def test_deprecated_documents_and_materials(server):
         server.routes = other.routes
         dataset = build()
         assert [(r.formula, r.findings[0].code) for r in dataset.manifest.rejects] == [("ZnO", "deprecated")]
-        assert len(build(deprecated=True, refresh=True)) == 3
+        before = server.count(ROUTES[1])
+        assert len(build(deprecated=True)) == 3
+        assert server.count(ROUTES[1]) == before + 1  # for the structure of the deprecated material alone
+
+
+def test_phonon_calculations_come_by_the_ids_of_the_summary(server):
+    atoms, _, born = crystal("ZnO")
+    atoms.set_cell(atoms.cell[:] * 0.98, scale_atoms=True)
+    both = documents(tasks=[task(name) for name in IDS], phonon=[phonon(atoms, born)])
+    both["summary"][0]["phonon_IDs"] = {"dfpt": ["mp-7777"], "pheasy": None}
+    with serve(both) as other:
+        server.routes = other.routes
+        dataset = build(born_charges=["tasks", "phonon"])
+    asked = [item.params["identifiers"] for item in server.requests if item.path == "/materials/phonon/"]
+    assert asked == ["mp-7777"]
+    assert sorted(frame.extra["structure_from"] for frame in dataset.frames) == ["phonon", "task", "task", "task"]
+    assert dataset.manifest.counts["all"]["born_effective_charges"] == 4
+
+
+def test_a_route_that_gives_nothing_is_done_without(server):
+    """The routes of tasks and phonons are not confirmed: what they refuse is a note, not the end."""
+    del server.routes["/materials/tasks"]
+    (source,) = build().manifest.sources
+    assert "3 structures from materials.summary" in source.notes
+    assert any(note.startswith("materials.tasks: ") and "status 404" in note for note in source.notes)
+    server.misbehave("403", path=ROUTES[2])
+    with pytest.raises(KeyProblem):  # this is no matter of the schema
+        build(refresh=True)
 
 
 def test_a_damaged_cache_is_mended(server, tmp_path, caplog):

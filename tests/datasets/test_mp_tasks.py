@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 from ase import Atoms
-from emmet.core.phonon import PhononBSDOSTask
 from pymatgen.core import Structure
 from pymatgen.core.tensors import Tensor
 
@@ -17,7 +16,7 @@ from fieldflows.datasets.dataset import build_dataset
 from fieldflows.datasets.mp_documents import FieldProblem, phonon_born_charges, read_structure, task_born_charges
 from fieldflows.datasets.sources.mp_dielectric import MPDielectric, _phonon_ids
 from fieldflows.structures import as_structure
-from tests.datasets.mp_made import CHARGES, DATE, axial, crystal, dielectric, documents, summary, task
+from tests.datasets.mp_made import CHARGES, axial, crystal, dielectric, documents, phonon, summary, task
 from tests.datasets.synthetic import EPS0, perovskite
 
 
@@ -138,18 +137,6 @@ def test_charges_in_ieee_orientation_are_noticed(tmp_path):
     right = only(tmp_path).frames[0]
     assert right.flags == ()
     assert right.extra["charge_symmetry_residual"] < 1e-9
-
-
-def phonon(atoms: Atoms, born, **more) -> dict:
-    document = {
-        "identifier": "mp-7777",
-        "phonon_method": "dfpt",
-        "last_updated": DATE,
-        "structure": as_structure(atoms).as_dict(),
-        "born": np.asarray(born).tolist(),
-    } | more
-    PhononBSDOSTask.model_validate(document)
-    return document
 
 
 def test_phonon_documents_are_frames_of_their_own(tmp_path):

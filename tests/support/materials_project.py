@@ -54,8 +54,9 @@ def collection(documents: Iterable[Mapping[str, Any]], key: str):
         if "n_min" in params:
             low, high = float(params["n_min"]), float(params["n_max"])
             found = [item for item in found if low <= item["n"] <= high]
-        if "deprecated" in params:
-            found = [item for item in found if bool(item.get("deprecated")) == (params["deprecated"] == "True")]
+        if key == "material_id" and "structure" in params.get("_fields", ""):  # summaries: deprecated ones on request
+            wanted_state = params.get("deprecated") == "True"
+            found = [item for item in found if bool(item.get("deprecated")) == wanted_state]
         skip, limit = int(params.get("_skip", 0)), int(params.get("_limit", 100))
         page = found[skip : skip + limit]
         if "_fields" in params:
