@@ -16,6 +16,7 @@ from rich.console import Console
 
 from benchmarks import figures, page, report
 from benchmarks.cases import TAGS, headline_crystals, primitive, random_model
+from benchmarks.datasets import datasets_table, measure_datasets
 from benchmarks.dynamics import measure_dynamics
 from benchmarks.environment import environment
 from benchmarks.gpu import measure_gpu, on_device
@@ -130,6 +131,17 @@ def gpu(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def datasets(options: argparse.Namespace, console: Console) -> int:
+    """Time the build of a dataset, stage by stage, and take its memory."""
+    with console.status("making crystals, and a dataset of them"):
+        result = measure_datasets(options.count, options.seed)
+    settings = {"count": options.count, "seed": options.seed}
+    section = {"environment": environment(), "settings": settings, "result": result}
+    report.update(options.output, "datasets", section)
+    console.print(datasets_table(section))
+    return 0
+
+
 def pages(options: argparse.Namespace, console: Console) -> int:
     """Put the results into the documentation: tables and figures."""
     sections = report.load(options.output)
@@ -169,6 +181,11 @@ def parser() -> argparse.ArgumentParser:
     word.add_argument("--times", type=int, default=5, help="how often the sample is repeated")
     word.add_argument("--baseline-crystals", type=int, default=8, help="crystals that the baseline computes")
     word.set_defaults(run=gpu)
+    word = words.add_parser("datasets", help="ten thousand crystals read, cleaned, split and written")
+    word.add_argument("--count", type=int, default=10_000, help="crystals")
+    word.add_argument("--seed", type=int, default=0)
+    word.add_argument("--output", type=Path, default=report.RESULTS)
+    word.set_defaults(run=datasets)
     word = words.add_parser("page", help="tables and figures of the documentation from the results")
     word.add_argument("--output", type=Path, default=page.DATA, help="the results")
     word.set_defaults(run=pages)

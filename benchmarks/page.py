@@ -73,7 +73,8 @@ def conditions(sections: dict[str, Any]) -> str:
             f"{e['processor']}, {e['cores']} cores, {e['threads']} thread, "
             + (f"{e['gpu']}, " if e["gpu"] else "")
             + f"Python {e['python']}, torch {e['torch']}, mace-torch {e['mace-torch']}, e3nn {e['e3nn']}, "
-            f"{s['channels']} channels, {s['dtype']}, {e['date']}"
+            + (f"{s['channels']} channels, {s['dtype']}, " if "channels" in s else "")
+            + f"{e['date']}"
         )
         found.setdefault(text, []).append(name)
     return "\n".join(f"- {', '.join(names)}: {text}." for text, names in found.items())
@@ -226,6 +227,25 @@ def gpu(sections: dict[str, Any]) -> str:
     )
 
 
+def datasets(sections: dict[str, Any]) -> str:
+    """Return what a build of ten thousand crystals took, by stage."""
+    if "datasets" not in sections:
+        return "Not measured yet."
+    result = sections["datasets"]["result"]
+    frames = result["frames"]
+    rows = [
+        (stage, f"{item['processor_seconds']:.1f}", f"{item['seconds']:.1f}")
+        for stage, item in (*result["stages"].items(), ("all", result))
+    ]
+    return (
+        f"{markdown(('stage', 'processor time (s)', 'wall time (s)'), rows)}\n\n"
+        f"{frames['read']:,} crystals of {frames['smallest']} to {frames['largest']} atoms "
+        f"({frames['mean']:.1f} on average): "
+        f"{frames['kept']:,} kept ({frames['materials']:,} formulas), {frames['copies']:,} copies of others, "
+        f"{frames['rejected']:,} rejected. Peak memory {result['peak_megabytes']:.0f} MB."
+    )
+
+
 def _tags(timings: Sequence[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(t["tag"] for t in timings))
 
@@ -242,5 +262,6 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": precision,
     "sample": sample,
     "gpu": gpu,
+    "datasets": datasets,
 }
 """Tables by the name of their block."""
