@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.errors import EvaluationError, PathError, SettingsError
-from fieldflows.physics.mapping import BareCrystal, CrystalMapping, map_crystal
+from fieldflows.physics.bare import BareCrystal
+from fieldflows.physics.mapping import CrystalMapping, map_crystal
 from fieldflows.physics.relation import GroupRelation, end_group
 from fieldflows.structures import as_atoms, closest_pair
 

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from fieldflows.errors import EvaluationError
-from fieldflows.physics.crystal import compact_cell, reduced_basis
+from fieldflows.physics.bare import BareCrystal, primitive_cell, shortest_differences
+from fieldflows.physics.origins import symmetric_shifts
 from fieldflows.physics.sublattices import candidate_cells, distinct_cells, strain_norm, stretch_of
-from fieldflows.physics.symmetry import atom_permutations, search_symmetry
+from fieldflows.physics.symmetry import search_symmetry
 
 FloatArray = NDArray[np.float64]
 IndexArray = NDArray[np.intp]
@@ -34,52 +35,17 @@ MOST_SHIFTS = 64
 SAME_SHIFT = 0.02
 """Rigid shifts that are nearer to each other, in Å, are taken for one."""
 MOST_WORK = 40_000
-"""Cells that are tried at most, times the square of the number of atoms; forty at least."""
+"""Cells that are tried at most, times the square of the number of atoms."""
+LEAST_CELLS = 40
+"""Cells that may be tried whatever the number of atoms."""
+MOST_FREE = 16
+"""Starts along directions in which symmetry leaves the shift free."""
 MOST_ROUNDS = 10
 """Rounds of assignment and centering from one shift."""
 MOST_ASSIGNMENTS = 12
 """Assignments of sites in one cell that are looked at, the best ones."""
 STAGES = (0.01, 0.03, 0.08)
 """Strains up to which cells are searched first: most crystals are found there, and small strains mean few cells."""
-
-
-@dataclass(frozen=True)
-class BareCrystal:
-    """Arrays of a crystal.
-
-    Attributes:
-        cell: (3, 3) lattice vectors as rows, in Å.
-        fractional: (n, 3) fractional coordinates.
-        numbers: (n,) atomic numbers.
-    """
-
-    cell: FloatArray
-    fractional: FloatArray
-    numbers: IndexArray
-
-    @classmethod
-    def of(cls, cell: ArrayLike, positions: ArrayLike, numbers: ArrayLike) -> BareCrystal:
-        """Return a crystal from Cartesian positions in Å."""
-        matrix = np.asarray(cell, dtype=float)
-        return cls(matrix, np.asarray(positions, dtype=float) @ np.linalg.inv(matrix), np.asarray(numbers, np.intp))
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    @property
-    def positions(self) -> FloatArray:
-        """(n, 3) Cartesian, in Å."""
-        return self.fractional @ self.cell
-
-    @property
-    def volume(self) -> float:
-        """In Å³."""
-        return abs(float(np.linalg.det(self.cell)))
-
-    def reduced(self) -> tuple[BareCrystal, FloatArray]:
-        """Return the crystal on its shortest lattice vectors, and the integer matrix U: reduced cell = U · cell."""
-        cell, transform = compact_cell(self.cell)
-        return BareCrystal(cell, self.fractional @ np.linalg.inv(transform), self.numbers), transform
 
 
 @dataclass(frozen=True)
@@ -118,46 +84,6 @@ class _Sites:
     squares: float
 
 
-def shortest_differences(cell: FloatArray, start: FloatArray, end: FloatArray) -> FloatArray:
-    """Return (n, m, 3) shortest vectors in Å from fractional coordinates (n, 3) to (m, 3), over all images."""
-    from pymatgen.core import Lattice
-    from pymatgen.util.coord import pbc_shortest_vectors
-
-    return np.asarray(pbc_shortest_vectors(Lattice(cell), start, end))
-
-
-def primitive_cell(crystal: BareCrystal, symprec: float) -> tuple[BareCrystal, IndexArray]:
-    """Return the primitive cell of a crystal in the same frame, and the atom of the original that each atom is.
-
-    A primitive crystal comes back as it is; otherwise atoms are averaged over the pure translations, which moves them
-    by less than ``symprec``.
-
-    Raises:
-        EvaluationError: If no space group is found.
-    """
-    compact, _ = crystal.reduced()
-    _, _, dataset = search_symmetry(compact.cell, compact.positions, compact.numbers, symprec)
-    pure = (dataset.rotations == np.eye(3, dtype=int)).all(axis=(1, 2))
-    translations = dataset.translations[pure]
-    if len(translations) == 1:
-        return crystal, np.arange(len(crystal))
-    rotations = np.broadcast_to(np.eye(3), (len(translations), 3, 3))
-    found = atom_permutations(
-        compact.fractional, compact.numbers, rotations, translations, compact.cell, 10 * symprec + 1e-6
-    )
-    count = len(translations)
-    representatives, sizes = np.unique(found.min(axis=0), return_counts=True)
-    if (sizes != count).any():
-        raise EvaluationError("The pure translations of the crystal do not map its atoms on each other freely.")
-    steps = np.round((translations - np.round(translations)) * count) / count
-    lattice = reduced_basis(np.array([*(steps @ compact.cell), *compact.cell]), compact.volume / count)
-    images = compact.fractional[found[:, representatives]] - translations[:, None, :]
-    drift = images - compact.fractional[representatives]
-    mean = compact.fractional[representatives] + (drift - np.round(drift)).mean(axis=0)
-    primitive = BareCrystal.of(lattice, mean @ compact.cell, compact.numbers[representatives])
-    return primitive, representatives
-
-
 def map_crystal(
     reference: BareCrystal,
     target: BareCrystal,
@@ -180,26 +106,33 @@ def map_crystal(
     search = _Search(reference, target, symprec)
     best: CrystalMapping | None = None
     rejected: CrystalMapping | None = None
+
+    def look(matrix: FloatArray, strain: float, assignments: list[_Sites]) -> None:
+        nonlocal best, rejected
+        for sites in assignments:
+            cost = float(np.hypot(np.sqrt(sites.squares), strain))
+            if best is not None and cost >= best.cost - 1e-9:
+                return
+            mapping = search.assemble(matrix, sites, cost)
+            if accept is None or accept(mapping):
+                best = mapping
+                return
+            rejected = mapping if rejected is None or cost < rejected.cost else rejected
+
     for stage in [*(stage for stage in STAGES if stage < largest_strain), largest_strain]:
         limit = stage
         if best is not None:  # no cell with more strain can have a smaller cost
             limit = min(stage, (1 + 1e-9) * best.cost / max(search.length - best.cost, 1e-3))
         for matrix, strain in search.cells(limit):
-            if best is not None and strain >= best.cost - 1e-9:
+            if (best is not None and strain >= best.cost - 1e-9) or search.exhausted:
                 break
-            if search.n_tried > max(40, MOST_WORK // len(target) ** 2):
-                break
-            for sites in search.sites(matrix):
-                cost = float(np.hypot(np.sqrt(sites.squares), strain))
-                if best is not None and cost >= best.cost - 1e-9:
-                    break
-                mapping = search.assemble(matrix, sites, cost)
-                if accept is None or accept(mapping):
-                    best = mapping
-                    break
-                rejected = mapping if rejected is None or cost < rejected.cost else rejected
+            look(matrix, strain, search.sites(matrix))
         if best is not None and best.cost <= search.length * limit / (1 + limit):
             break
+    if best is None:  # the shifts at which the symmetry of the target holds may be far from any that were met
+        for matrix, strain in search.tried:
+            if best is None or strain < best.cost - 1e-9:
+                look(matrix, strain, search.sites(matrix, symmetric=True))
     found = best or rejected
     if found is None:
         raise EvaluationError(
@@ -229,12 +162,15 @@ class _Search:
         rotations = found.rotations.astype(float)
         self.proper = rotations[np.linalg.det(rotations) > 0]
         self.length = (target.volume / len(target)) ** (1 / 3)
+        self.tried: list[tuple[FloatArray, float]] = []
         self._done: set[bytes] = set()
+        dataset = search_symmetry(self.reduced.cell, self.reduced.positions, self.reduced.numbers, symprec)[2]
+        self.operations = dataset.rotations.astype(float), dataset.translations
 
     @property
-    def n_tried(self) -> int:
-        """Cells that were yielded."""
-        return len(self._done)
+    def exhausted(self) -> bool:
+        """Whether enough cells were tried."""
+        return len(self.tried) > max(LEAST_CELLS, MOST_WORK // len(self.target) ** 2)
 
     def cells(self, limit: float) -> Iterator[tuple[FloatArray, float]]:
         """Yield cells H that were not yet yielded, and their part of the cost, by growing strain."""
@@ -244,7 +180,8 @@ class _Search:
             if chosen.tobytes() not in self._done:
                 self._done.add(chosen.tobytes())
                 _, stretch = stretch_of(chosen @ self.primitive.cell, self.reduced.cell)
-                yield chosen, self.length * strain_norm(stretch - np.eye(3))
+                self.tried.append((chosen, self.length * strain_norm(stretch - np.eye(3))))
+                yield self.tried[-1]
 
     def _least_rotated(self, matrix: FloatArray) -> FloatArray:
         """Return of those cells that are equal by symmetry the one turned least: crystals given alike stay so."""
@@ -252,9 +189,17 @@ class _Search:
         traces = [np.trace(stretch_of(item @ self.primitive.cell, self.reduced.cell)[0]) for item in equal]
         return equal[int(np.argmax(np.round(traces, 6)))]
 
-    def sites(self, matrix: FloatArray) -> list[_Sites]:
-        """Return what sites can be assigned in a cell, the smallest displacements first."""
-        return match_sites(self.primitive, matrix, self.reduced)
+    def sites(self, matrix: FloatArray, symmetric: bool = False) -> list[_Sites]:
+        """Return what sites can be assigned in a cell, the smallest displacements first.
+
+        Args:
+            matrix: H.
+            symmetric: Start where operations of the target are operations of the reference, not where atoms meet.
+        """
+        starts = _shifts(self.primitive, self.primitive.fractional @ np.linalg.inv(matrix), self.reduced)
+        if symmetric:
+            starts = symmetric_shifts(self.primitive, matrix, *self.operations, starts[:MOST_FREE])
+        return match_sites(self.primitive, matrix, self.reduced, starts)
 
     def assemble(self, matrix: FloatArray, sites: _Sites, cost: float) -> CrystalMapping:
         """Return a mapping in the cells as given."""
@@ -292,15 +237,14 @@ def _multiple(primitive: BareCrystal, target: BareCrystal) -> int:
     return len(target) // len(primitive)
 
 
-def match_sites(reference: BareCrystal, matrix: FloatArray, target: BareCrystal) -> list[_Sites]:
+def match_sites(reference: BareCrystal, matrix: FloatArray, target: BareCrystal, starts: FloatArray) -> list[_Sites]:
     """Return permutations of like atoms with their best rigid shifts, by growing mean square displacement.
-
-    A shift starts where an atom falls on another one, the rarest element first, and then follows the mean.
 
     Args:
         reference: Primitive.
         matrix: H, integer: the cell of the target is H·reference.cell but for the stretch.
         target: Reduced.
+        starts: (k, 3) shifts in fractional coordinates of the target; each follows the mean displacement.
     """
     from pymatgen.util.coord import lattice_points_in_supercell
 
@@ -311,7 +255,7 @@ def match_sites(reference: BareCrystal, matrix: FloatArray, target: BareCrystal)
     groups = [(np.flatnonzero(target.numbers == z), np.flatnonzero(kinds == z)) for z in np.unique(kinds)]
     visited = _Visited(matrix, reference.cell)
     found: dict[float, _Sites] = {}
-    for shift in _shifts(reference, base, target):
+    for shift in starts:
         sites = _settle(tiled, shift, target, groups, visited)
         if sites is not None:
             order = sites.order // len(points)
@@ -341,6 +285,7 @@ class _Visited:
 
 
 def _shifts(reference: BareCrystal, base: FloatArray, target: BareCrystal) -> FloatArray:
+    """Return shifts that bring an atom of the reference on one of the target, the rarest element first."""
     kinds, counts = np.unique(reference.numbers, return_counts=True)
     shifts: list[FloatArray] = []
     for kind in kinds[np.argsort(counts, kind="stable")]:

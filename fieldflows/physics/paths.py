@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.errors import EvaluationError, PathError, SettingsError
+from fieldflows.physics.bare import BareCrystal
 from fieldflows.physics.distortion import (
     Distortion,
     DistortionLimits,
@@ -33,7 +34,7 @@ from fieldflows.physics.distortion import (
     check_relation,
     check_size,
 )
-from fieldflows.physics.mapping import BareCrystal, CrystalMapping, map_crystal
+from fieldflows.physics.mapping import CrystalMapping, map_crystal
 from fieldflows.physics.relation import GroupRelation, relate_groups
 from fieldflows.physics.sublattices import strain_norm, stretch_of
 from fieldflows.physics.symmetry import SYMPREC

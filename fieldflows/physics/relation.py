@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fieldflows.physics.mapping import BareCrystal, primitive_cell, shortest_differences
+from fieldflows.physics.bare import BareCrystal, primitive_cell, shortest_differences
 from fieldflows.physics.symmetry import atom_permutations, search_symmetry
 
 FloatArray = NDArray[np.float64]

@@ -18,8 +18,8 @@ from tests.physics.lattices import Writing, write_down
 PUBLISHED = DistortionLimits(strain=0.8)
 """Some published pairs differ by more strain than a small distortion has."""
 
-NOT_FOUND = "wfid_1562345077.57898854"
-"""CrO3: all atoms move by 0.9 to 1.3 Å, and the search meets other assignments; its polarization jumps besides."""
+HARD = "wfid_1562345077.57898854"
+"""CrO3: all atoms move by 0.9 to 1.3 Å, and no atom meets another one at the right shift."""
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +57,13 @@ def test_every_frame_is_reproduced(published):
 
 
 def test_the_published_mapping_is_found_or_a_smaller_one(published):
-    small = [group for group in published if len(group[0]) <= 20][::4]
+    small = [group for group in published if len(group[0]) <= 20]
+    small = small[::4] + [group for group in small if group[0].info["wfid"] == HARD]
     assert len(small) > 10
     for k, group in enumerate(small):
         nonpolar, polar = group[0].atoms(), group[-1].atoms()
         given = build_path(nonpolar, polar, match="given", limits=PUBLISHED)
-        if given.distortion.largest_strain > 0.25 or group[0].info["wfid"] == NOT_FOUND:
+        if given.distortion.largest_strain > 0.25:
             continue
         other = write_down(nonpolar, Writing(seed=k, shears=1, noise=0.0, strain=0.0))
         order = np.random.default_rng(k).permutation(len(other))
