@@ -52,6 +52,7 @@ def build(
 
     from fieldflows.datasets.config import DatasetConfig
     from fieldflows.datasets.dataset import build_dataset, check_target
+    from fieldflows.errors import DataError
 
     settings = DatasetConfig.from_yaml(config).asking(refresh, offline)
     check_target(out, force)
@@ -60,7 +61,10 @@ def build(
         dataset.save(out, overwrite=force, progress=report)
         if figure:
             report("drawing", 0, 1)
-            _draw(dataset, out / SUMMARY_NAME)
+            try:
+                _draw(dataset, out / SUMMARY_NAME)
+            except DataError as error:  # the dataset is there and whole
+                typer.echo(f"No figure: {error}", err=True)
             report("drawing", 1, 1)
     console = Console()
     _overview(console, dataset.manifest, str(out))

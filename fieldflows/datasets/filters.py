@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from fieldflows.datasets.frame import LabeledFrame
+from fieldflows.datasets.frame import LABEL_UNITS, LabeledFrame
 from fieldflows.errors import EvaluationError
 from fieldflows.physics.born_charges import site_symmetry_violation
 from fieldflows.physics.polarization import fold_polarization
@@ -54,6 +54,8 @@ class CleaningConfig(BaseModel):
     flag_polarization_symmetry: float = _threshold(
         1.0, "µC/cm²", "Flag when P is off its point group (modulo a quantum) by more.", gt=0
     )
+    flag_force: float = _threshold(100.0, "eV/Å", "Flag when a component |F| is larger.", gt=0)
+    flag_stress: float = _threshold(0.5, "eV/Å³", "Flag when a component |σ| is larger (80 GPa).", gt=0)
     symprec: float = _threshold(0.01, "Å", "Tolerance of the symmetry search.", gt=0)
     enforce_sum_rule: bool = Field(
         default=True, description="Subtract the mean of Z* over the atoms and store it as the residual."
@@ -131,6 +133,11 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
             flags.append(
                 _finding("polarization_symmetry", violation, config.flag_polarization_symmetry, "µC/cm²", message)
             )
+    for name, code, threshold in (("forces", "force", config.flag_force), ("stress", "stress", config.flag_stress)):
+        largest = float(np.abs(labels[name]).max()) if name in labels else 0.0
+        if largest > threshold:
+            message = f"a component of the {name} is {largest:.3g}: is it in the declared unit?"
+            flags.append(_finding(f"large_{code}", largest, threshold, LABEL_UNITS[name], message))
     if rejects:
         return frame, rejects, flags
     return frame.with_(labels=labels, extra=extra, flags=tuple(f.code for f in flags)), rejects, flags

@@ -184,15 +184,17 @@ def _histogram(ax: Axes, series: Mapping[str, FloatArray], label: str) -> None:
 
 
 def histogram_edges(values: FloatArray, most: int = 40) -> FloatArray:
-    """Return edges of bars that hold all but the outermost two thousandths, fewer for fewer values.
+    """Return edges of bars that hold all but the outermost two thousandths, between whole numbers for such.
 
     Args:
         values: (m,) all finite.
         most: Bars at most.
     """
     low, high = np.quantile(values, [0.001, 0.999])
-    if np.array_equal(values, np.round(values)) and high - low < most:
-        return np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.0)
+    if np.array_equal(values, np.round(values)):  # whole numbers: every bar holds as many of them
+        low, high = np.floor(low), np.ceil(high)
+        width = np.ceil((high - low + 1) / most)
+        return np.arange(low - 0.5, high + width, width)
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5, high + 0.5
     return np.linspace(low, high, int(np.clip(2 * np.sqrt(len(values)), 10, most)) + 1)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from ase import Atoms
 
 from fieldflows.datasets.duplicates import DuplicatesConfig, find_duplicates, fingerprint
 from fieldflows.datasets.frame import LabeledFrame
+from fieldflows.datasets.matching import CrystalMatcher, Tolerances
+from fieldflows.errors import SettingsError
 from tests.datasets.synthetic import perovskite
 
 
@@ -72,3 +75,30 @@ def test_a_frame_with_another_label_or_of_another_path_stays():
     assert find_duplicates([frame(wfid="1"), frame(wfid="2")], DuplicatesConfig()) == {}
     both = frame(labels=("polarizability", "epsilon_ionic"))
     assert find_duplicates([both, one], DuplicatesConfig()) == {1: (0, "exact")}
+
+
+def test_a_trajectory_that_nobody_declared_is_refused_before_the_work():
+    frames = [frame() for _ in range(12)]
+    for k, item in enumerate(frames):
+        item.atoms.positions[1] += 0.05 * k
+        item.atoms.set_cell(item.atoms.cell[:] * (1.0 if k < 8 else 1.1), scale_atoms=True)
+    pairs = 8 * 7 // 2 + 4 * 3 // 2  # the two volumes are not compared with each other
+    with pytest.raises(
+        SettingsError, match=rf"among {pairs} pairs of frames, {pairs} of them among 12 frames of SrTiO3"
+    ):
+        find_duplicates(frames, DuplicatesConfig(most_pairs=pairs - 1))
+    assert len(find_duplicates(frames, DuplicatesConfig(most_pairs=pairs))) < 12
+    assert find_duplicates(frames, DuplicatesConfig(most_pairs=0), frozenset({"a"})) == {}
+    assert find_duplicates(frames, DuplicatesConfig(most_pairs=0, near=False)) == {}
+
+
+def test_a_skewed_cell_of_the_same_lattice_is_the_same_crystal():
+    one = frame().atoms
+    skewed = one.copy()
+    skewed.set_cell(np.array([[1, 0, 0], [60, 1, 0], [-45, 7, 1]]) @ one.cell[:])  # atoms stay where they are
+    assert np.linalg.cond(skewed.cell[:]) > 1000
+    matcher = CrystalMatcher(Tolerances())
+    assert matcher.same(one, skewed)
+    moved = skewed.copy()
+    moved.positions[1] += [0, 0, 1.5]
+    assert not matcher.same(one, moved)

@@ -164,3 +164,17 @@ def test_lattice_components_of_p_break_the_site_symmetry():
     assert polarization_violation(lattice, cell, operations) > 1.0
     volume = abs(np.linalg.det(cell))
     assert polarization_violation(cartesian + cell[1] / volume, cell, operations) < 1e-6  # another branch
+
+
+@pytest.mark.parametrize(
+    ("label", "value", "code"), [("stress", 10.0, "large_stress"), ("forces", 2000.0, "large_force")]
+)
+def test_one_frame_in_another_unit_is_flagged(label, value, code):
+    """10 GPa or 2 eV/Å, written as if they were eV/Å³ or meV/Å."""
+    shape = {"stress": (3, 3), "forces": (5, 3)}[label]
+    _, rejects, flags = clean(frame(**{label: np.full(shape, value)}), CleaningConfig())
+    assert rejects == []
+    assert codes(flags) == [code]
+    assert flags[0].value == value
+    assert "declared unit" in flags[0].message
+    assert clean(frame(**{label: np.full(shape, 0.01)}), CleaningConfig())[2] == []

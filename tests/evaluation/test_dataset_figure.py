@@ -107,3 +107,6 @@ def test_edges_hold_nearly_all_values():
     assert ((values >= edges[0]) & (values <= edges[-1])).mean() > 0.997
     np.testing.assert_allclose(histogram_edges(np.array([2.0, 3.0, 3.0, 5.0])), [1.5, 2.5, 3.5, 4.5, 5.5])
     assert np.all(np.diff(histogram_edges(np.full(7, 1e9 + 0.5))) > 0)
+    sizes = np.arange(2.0, 81.0)
+    assert set(np.histogram(sizes, histogram_edges(sizes))[0][:-1]) == {2}  # no comb
+    assert np.histogram(sizes, histogram_edges(sizes))[0].sum() == len(sizes)
