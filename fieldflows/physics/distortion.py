@@ -38,14 +38,15 @@ class DistortionLimits:
     Attributes:
         displacement: Largest displacement of an atom, in Å, without rigid shift and strain.
         strain: Largest relative change of a length from one end to the other, either way.
-        symmetry: Largest distance in Å by which an operation of the polar end may miss the nonpolar one.
+        symmetry: Largest distance in Å by which an operation of the polar end may miss the nonpolar one; at least three
+            times the tolerance of space groups.
         image: Share of the way to its next periodic image from which a displaced atom is flagged.
         distance: Distance of two atoms on the path, relative to the smaller one at its ends, below which it is flagged.
     """
 
     displacement: float = 1.5
     strain: float = 0.25
-    symmetry: float = 0.1
+    symmetry: float = 0.03
     image: float = 0.4
     distance: float = 0.8
 

@@ -12,7 +12,7 @@ The frame of the polar end as given is kept.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -120,6 +120,7 @@ def build_path(
     if match not in ("search", "given"):
         raise SettingsError(f"There is no way {match!r} to match sites.", "Known: given, search.")
     limits = limits or DistortionLimits()
+    limits = replace(limits, symmetry=max(limits.symmetry, 3 * symprec))
     start, end = _end(nonpolar, "nonpolar", provider), _end(polar, "polar", provider)
     names = [as_structure(atoms).composition.reduced_formula for atoms in (start, end)]
     if names[0] != names[1]:
