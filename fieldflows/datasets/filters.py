@@ -23,6 +23,10 @@ from fieldflows.units import E_PER_A2_TO_UC_PER_CM2, EPSILON_VACUUM
 FloatArray = NDArray[np.float64]
 
 
+ABSURD = 1e12
+"""No label and no coordinate is that large in any unit; squares of such numbers may overflow."""
+
+
 def _threshold(default: float, unit: str, description: str, **bounds: Any) -> Any:
     return Field(default=default, description=description, json_schema_extra={"unit": unit}, **bounds)
 
@@ -78,12 +82,12 @@ def clean(frame: LabeledFrame, config: CleaningConfig) -> tuple[LabeledFrame, li
         frame: Labels in internal units.
         config: Thresholds.
     """
-    bad = [name for name, value in frame.labels.items() if not np.isfinite(value).all()]
     atoms = frame.atoms
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell[:]).all()):
-        bad.append("structure")
+    values = frame.labels | {"structure": np.vstack([atoms.positions, atoms.cell[:]])}
+    bad = [name for name, value in values.items() if not np.abs(value).max(initial=0.0) < ABSURD]
     if bad:
-        return frame, [_finding("not_finite", np.nan, 0.0, "", f"not finite: {', '.join(bad)}")], []
+        message = f"not finite, or above {ABSURD:g}: {', '.join(bad)}"
+        return frame, [_finding("not_finite", np.nan, ABSURD, "", message)], []
     volume = abs(float(np.linalg.det(atoms.cell[:])))
     if volume < 1e-3:
         return frame, [_finding("volume", volume, 1e-3, "Å³", "the cell has no volume")], []

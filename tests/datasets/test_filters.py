@@ -65,6 +65,7 @@ def unequal_oxygens(by: float) -> np.ndarray:
         ("polarizability", np.diag([5, 5, 0.01]) * EPS0, "chi", 0.01),
         ("polarizability", np.diag([5, 5, -1.0]) * EPS0, "chi", -1.0),
         ("polarizability", np.full((3, 3), np.nan), "not_finite", None),
+        ("polarizability", np.eye(3) * 1e300, "not_finite", None),
         ("epsilon_ionic", np.diag([1, 1, -0.1]), "epsilon_ionic", -0.1),
         ("born_effective_charges", shifted_charges(0.6), "sum_rule", 0.6),
         ("born_effective_charges", shifted_charges(-0.6), "sum_rule", 0.6),
