@@ -212,34 +212,39 @@ def sum_rules(label: Mapping[str, FloatArray], predicted: Mapping[str, FloatArra
 def spontaneous(paths: Sequence[PathEvaluation], path: Path | None = None) -> Figure:
     """Draw |P_s| of the model against that of the labels, by path and subset.
 
+    One panel for each way to P_s that all paths have: the difference of P between the ends, the same on the branch that
+    the Born charges of the ends choose, and the estimate from those charges.
+
     Args:
         paths: All paths.
         path: Where to save it.
     """
-    figure = new_figure(4.8, 4.6)
-    ax = figure.subplots()
-    norms = [(item.label_norm, item.predicted_norm) for item in paths]
-    high = 1.12 * max(1.0, *(max(pair) for pair in norms))
-    ax.plot((0, high), (0, high), color="black", linewidth=0.7)
-    for split in dict.fromkeys(item.split for item in paths):
-        members = [item for item in paths if item.split == split]
-        label, predicted = (
-            np.array([getattr(item, name) for item in members]) for name in ("label_norm", "predicted_norm")
-        )
-        found = errors(label, predicted)
-        text = f"{split}: MAE {found['mae']:.3g}, RMSE {found['rmse']:.3g} µC/cm², {len(members)} paths"
-        ax.plot(label, predicted, "o", color=COLORS.get(split, BLUE), markersize=4, alpha=0.8, label=text)
-        for item in sorted(members, key=lambda item: -item.distance)[:3]:
-            ax.annotate(item.material, (item.label_norm, item.predicted_norm), fontsize=6, xytext=(3, 2),
-                        textcoords="offset points")  # fmt: skip
-    ax.set(
-        xlim=(-0.02 * high, high),
-        ylim=(-0.02 * high, high),
-        xlabel="|P_s|, label (µC/cm²)",
-        ylabel="|P_s|, model (µC/cm²)",
-    )
-    ax.set_aspect("equal")
-    ax.legend(frameon=False, fontsize=7, loc="upper left")
+    ways = {"predicted": "difference of P", "guided": "branch by Z*", "from_charges": "from Z* of the ends"}
+    norms = {
+        name: np.array([np.linalg.norm(getattr(item, name)) for item in paths])
+        for name in ways
+        if all(getattr(item, name) is not None for item in paths)
+    }
+    label = np.array([item.label_norm for item in paths])
+    high = 1.12 * max(1.0, label.max(), *(values.max() for values in norms.values()))
+    figure = new_figure(4.2 * len(norms) + 0.5, 4.6)
+    panels = figure.subplots(1, len(norms), squeeze=False, sharex=True, sharey=True)[0]
+    for ax, (name, values) in zip(panels, norms.items(), strict=True):
+        ax.plot((0, high), (0, high), color="black", linewidth=0.7)
+        for split in dict.fromkeys(item.split for item in paths):
+            members = np.array([item.split == split for item in paths])
+            found = errors(label[members], values[members])
+            text = f"{split}: MAE {found['mae']:.3g}, RMSE {found['rmse']:.3g}, {members.sum()} paths"
+            color = COLORS.get(split, BLUE)
+            ax.plot(label[members], values[members], "o", color=color, markersize=4, alpha=0.8, label=text)
+            worst = sorted(np.flatnonzero(members), key=lambda i: -abs(values[i] - label[i]))[:3]
+            for i in worst:
+                ax.annotate(paths[i].material, (label[i], values[i]), fontsize=6, xytext=(3, 2),
+                            textcoords="offset points")  # fmt: skip
+        ax.set(xlim=(-0.02 * high, high), ylim=(-0.02 * high, high), xlabel="|P_s|, label (µC/cm²)", title=ways[name])
+        ax.set_aspect("equal")
+        ax.legend(frameon=False, fontsize=7, loc="upper left")
+    panels[0].set_ylabel("|P_s|, model (µC/cm²)")
     return _saved(figure, path)
 
 
