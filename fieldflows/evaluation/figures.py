@@ -227,7 +227,7 @@ def spontaneous(paths: Sequence[PathEvaluation], path: Path | None = None) -> Fi
     }
     label = np.array([item.label_norm for item in paths])
     high = 1.12 * max(1.0, label.max(), *(values.max() for values in norms.values()))
-    figure = new_figure(4.2 * len(norms) + 0.5, 4.6)
+    figure = new_figure(4.2 * len(norms) + 0.5, 5.1)
     panels = figure.subplots(1, len(norms), squeeze=False, sharex=True, sharey=True)[0]
     for ax, (name, values) in zip(panels, norms.items(), strict=True):
         ax.plot((0, high), (0, high), color="black", linewidth=0.7)
