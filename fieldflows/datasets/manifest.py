@@ -116,8 +116,10 @@ def read_manifest(directory: str | Path) -> DatasetManifest:
         manifest = DatasetManifest.model_validate_json(text)
     except ValidationError as error:
         item = error.errors()[0]
+        where = ".".join(map(str, item["loc"]))
         raise DataError(
-            f"{path} is no manifest of a dataset: {'.'.join(map(str, item['loc']))}: {item['msg']}."
+            f"{path} is no manifest of a dataset: {where + ': ' if where else ''}{item['msg']}.",
+            "It may be half-written: build the dataset again.",
         ) from None
     if manifest.schema_version > DATASET_SCHEMA_VERSION:
         raise DataError(

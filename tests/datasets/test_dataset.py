@@ -132,8 +132,8 @@ def test_altered_truncated_and_foreign_datasets_are_refused(dielectric_file, tmp
     manifest.write_text(json.dumps(data | {"surprise": 1}))
     with pytest.raises(DataError, match="surprise"):
         Dataset.load(folder)
-    manifest.write_text("{")
-    with pytest.raises(DataError, match="no manifest"):
+    manifest.write_text(json.dumps(data)[:300])
+    with pytest.raises(DataError, match=r"no manifest of a dataset: Invalid JSON.*half-written"):
         Dataset.load(folder)
     with pytest.raises(DataError, match="holds no dataset"):
         Dataset.load(tmp_path / "nothing")
