@@ -237,7 +237,7 @@ def spontaneous(paths: Sequence[PathEvaluation], path: Path | None = None) -> Fi
             text = f"{split}: MAE {found['mae']:.3g}, RMSE {found['rmse']:.3g}, {members.sum()} paths"
             color = COLORS.get(split, BLUE)
             ax.plot(label[members], values[members], "o", color=color, markersize=4, alpha=0.8, label=text)
-            worst = sorted(np.flatnonzero(members), key=lambda i: -abs(values[i] - label[i]))[:3]
+            worst = sorted(np.flatnonzero(members).tolist(), key=lambda i: -abs(values[i] - label[i]))[:3]
             for i in worst:
                 ax.annotate(paths[i].material, (label[i], values[i]), fontsize=6, xytext=(3, 2),
                             textcoords="offset points")  # fmt: skip

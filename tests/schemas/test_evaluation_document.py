@@ -33,7 +33,10 @@ def test_the_golden_document_still_loads():
     """Never change this file: a stored document of the first version."""
     stored = json.loads(GOLDEN.read_text(encoding="utf-8"))
     loaded = EvaluationDocument.from_json_dict(stored)
-    assert loaded.to_json_dict() == stored
+    dumped = loaded.to_json_dict()
+    for path in dumped["paths"]:
+        assert [path.pop(name) for name in ("from_charges", "guided")] == [None, None]  # not there in the first version
+    assert dumped == stored
     assert loaded.obeys_identities
     quantity = loaded.subsets["test"].quantities["polarization"]
     assert quantity.factor("zero") == pytest.approx(quantity.baselines["zero"].rmse / quantity.model.rmse)
