@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jobflow import CURRENT_JOB
 
 from fieldflows.datasets.config import DatasetConfig
 from fieldflows.datasets.dataset import build_dataset
@@ -15,6 +16,7 @@ from tests.datasets.synthetic import FORMULAS, dielectric_text, perovskite, writ
 
 def test_the_document_says_what_is_shared_with_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FIELDFLOWS_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.setattr(CURRENT_JOB, "store", None)  # whatever ran before in this process
     texts = [dielectric_text(perovskite(*spec)) for spec in FORMULAS[:4]]
     for name, chosen in (("old", texts[:2]), ("new", texts)):
         write(tmp_path / f"{name}.extxyz", "".join(chosen))
