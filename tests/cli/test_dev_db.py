@@ -91,7 +91,8 @@ def test_jobflow_remote_takes_what_is_printed(server, tmp_path: Path, monkeypatc
         "pre_run": f"export PATH={Path(sys.executable).parent}:$PATH",
     }
     project = {"name": "dev", "workers": {"here": worker}, **printed(server[1], "jobflow-remote,")}
-    project |= {"base_dir": str(tmp_path / "base"), "log_level": "error"}
+    delays = dict.fromkeys(("delay_checkout", "delay_check_run_status", "delay_advance_status"), 1)
+    project |= {"base_dir": str(tmp_path / "base"), "log_level": "error", "runner": delays}
     (tmp_path / "work").mkdir()
     (tmp_path / "projects").mkdir()
     (tmp_path / "projects" / "dev.yaml").write_text(yaml.safe_dump(project))

@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import bson
 import gridfs
 import numpy as np
 import pymongo
@@ -47,7 +48,7 @@ def test_cursors_go_on_where_they_were(database) -> None:
     assert [doc["_id"] for doc in database.numbers.find(skip=100, limit=120, batch_size=50)] == list(range(100, 220))
     assert len(list(database.numbers.aggregate([{"$match": {"_id": {"$gte": 20}}}], batchSize=3))) == 230
     with pytest.raises(OperationFailure, match="not found") as caught:
-        database.command("getMore", 12345, collection="numbers")
+        database.command("getMore", bson.Int64(12345), collection="numbers")
     assert caught.value.code == 43
 
 
@@ -99,7 +100,7 @@ def test_updates(database) -> None:
 def test_collections_and_indexes(database) -> None:
     c = database.create_collection("c")
     with pytest.raises(PyMongoError, match="already exists"):
-        database.client.get_database(database.name).command("create", "c")
+        database.create_collection("c")
     assert c.create_index([("uuid", 1), ("index", -1)], unique=True) == "uuid_1_index_-1"
     c.create_index("name")
     c.insert_one({"uuid": "a", "index": 1})
@@ -280,6 +281,15 @@ def test_only_loopback(host: str) -> None:
 def test_localhost_is_loopback() -> None:
     with memory_mongodb("localhost") as uri:
         assert uri.startswith("mongodb://127.0.0.1:")
+
+
+def test_the_other_protocol_of_the_internet() -> None:
+    try:
+        with memory_mongodb("::1") as uri, MongoClient(uri) as client:
+            assert uri.startswith("mongodb://[::1]:")
+            assert client.admin.command("ping")["ok"] == 1.0
+    except StoreError as error:
+        pytest.skip(str(error))
 
 
 def test_a_port_that_is_taken() -> None:
