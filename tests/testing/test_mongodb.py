@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import bson
@@ -134,7 +135,16 @@ def test_collections_and_indexes(database) -> None:
     assert caught.value.code == 59
 
 
-def test_clients_at_once_claim_every_item_once(address: str) -> None:  # noqa: F811
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads of this process take turns as often as possible."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_clients_at_once_claim_every_item_once(address: str, restless) -> None:  # noqa: F811
     def claim(name: int) -> None:
         with MongoClient(address) as client:
             queue = client.get_default_database().queue
