@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("fieldflows.cli.train", "Train a model."),
     "evaluate": ("fieldflows.cli.evaluate", "Compare a model with the labels of a dataset."),
     "demo": ("fieldflows.cli.demo", "Screen well-known crystals and compare with published values."),
+    "dev-db": ("fieldflows.cli.dev_db", "Serve a MongoDB from memory, for trials: all data are lost when it stops."),
 }
 """Module and one line of help of every command."""
 

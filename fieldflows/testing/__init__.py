@@ -1,1 +1,1 @@
-"""Public test support: the contract that every backend keeps, small crystals, Hypothesis strategies."""
+"""Public test support: the contract of every backend, small crystals, Hypothesis strategies, a MongoDB in memory."""

@@ -28,8 +28,8 @@ from fieldflows.schemas.model import ModelDocument
 from fieldflows.schemas.training import TrainingDocument
 from fieldflows.store import get_store
 from fieldflows.store.artifacts import StoreArtifacts
+from fieldflows.testing.mongodb import memory_mongodb
 from tests.flows.test_training_maker import DATA, TRAIN, folder  # noqa: F401  (a fixture)
-from tests.store.wire_server import wire_server
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
     if request.param == "sqlite":
         yield get_store(tmp_path / "shared.db")
     else:
-        with wire_server() as server:
+        with memory_mongodb() as server:
             yield get_store(f"{server}/shared")
 
 
@@ -230,7 +230,7 @@ def test_fireworks_runs_the_chain(sources: Path, tmp_path: Path, monkeypatch: py
     from fireworks.core.rocket_launcher import rapidfire
     from jobflow.managers.fireworks import flow_to_workflow
 
-    with wire_server() as server:
+    with memory_mongodb() as server:
         address = f"{server}/chain"
         launchpad = fireworks.LaunchPad(host=address, name="chain", uri_mode=True, strm_lvl="CRITICAL")
         launchpad.reset("", require_password=False, max_reset_wo_password=10)

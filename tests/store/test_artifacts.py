@@ -15,7 +15,7 @@ from fieldflows import artifacts
 from fieldflows.errors import ArtifactError
 from fieldflows.store import get_store
 from fieldflows.store.artifacts import CHUNK_BYTES, StoreArtifacts, chunk_id, joined
-from tests.store.wire_server import wire_server
+from fieldflows.testing.mongodb import memory_mongodb
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
         made.connect()
         yield made
     else:
-        with wire_server() as server:
+        with memory_mongodb() as server:
             yield get_store(f"{server}/test")
 
 

@@ -1,14 +1,8 @@
-"""MongoDB through the real client: against a server that is there, or a stand-in on the wire."""
+"""MongoDB through the real client: against a real server where there is one, and against the one in memory."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import uuid
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,50 +14,17 @@ from pymongo import MongoClient
 
 from fieldflows.flows.screening import DielectricMaker
 from fieldflows.store import ResultsCollection, get_store, publish
-from tests.store.wire_server import wire_server
+from fieldflows.testing.mongodb import memory_mongodb
+from tests.support.mongodb import address  # noqa: F401  (a fixture)
 
 CRYSTALS = [bulk("MgO", "rocksalt", 4.21), bulk("NaCl", "rocksalt", 5.64)]
-
-
-def real_server(folder: Path) -> Iterator[str]:
-    named = os.environ.get("FIELDFLOWS_TEST_MONGODB_URI")
-    if named:
-        yield named.rstrip("/")
-        return
-    program = shutil.which("mongod")
-    if program is None:
-        pytest.skip("no mongod on the PATH and no FIELDFLOWS_TEST_MONGODB_URI")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "db").mkdir()
-    words = [program, "--dbpath", str(folder / "db"), "--port", str(port), "--bind_ip", "127.0.0.1"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    try:
-        yield f"mongodb://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-@pytest.fixture(params=["stand-in", pytest.param("mongod", marks=pytest.mark.mongod)])
-def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Address of a database of its own for each test."""
-    name = f"fieldflows_test_{uuid.uuid4().hex[:8]}"
-    if request.param == "stand-in":
-        with wire_server() as server:
-            yield f"{server}/{name}"
-        return
-    for server in real_server(tmp_path):
-        yield f"{server}/{name}"
-        MongoClient(server).drop_database(name)
 
 
 def run(flow, store: JobStore) -> None:
     run_locally(flow, store=store, log=False, ensure_success=True, raise_immediately=True)
 
 
-def test_screening_into_mongodb(address: str) -> None:
+def test_screening_into_mongodb(address: str) -> None:  # noqa: F811
     store = get_store(address)
     maker = DielectricMaker(model="toy", keep_hessians=True)
     flow = maker.make(CRYSTALS)
@@ -93,7 +54,7 @@ def test_screening_into_mongodb(address: str) -> None:
     assert published == one
 
 
-def test_a_jobstore_without_results_gets_them_beside(address: str) -> None:
+def test_a_jobstore_without_results_gets_them_beside(address: str) -> None:  # noqa: F811
     from maggma.stores import MongoStore
 
     store = JobStore(MongoStore.from_uri(address, "my_outputs"))
@@ -103,7 +64,7 @@ def test_a_jobstore_without_results_gets_them_beside(address: str) -> None:
     assert database["results"].count_documents({}) == database["my_outputs"].count_documents({}) == 1
 
 
-def test_the_same_documents_as_in_the_embedded_store(address: str, tmp_path: Path) -> None:
+def test_the_same_documents_as_in_the_embedded_store(address: str, tmp_path: Path) -> None:  # noqa: F811
     documents = []
     for store in (get_store(address), get_store(tmp_path / "s.db")):
         run(DielectricMaker(model="toy").make(CRYSTALS), store)
@@ -114,7 +75,7 @@ def test_the_same_documents_as_in_the_embedded_store(address: str, tmp_path: Pat
     assert documents[0] == documents[1]
 
 
-def test_the_command_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_command_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # noqa: F811
     from fieldflows.cli.main import run as call
 
     def answer(*words: str) -> str:
@@ -133,7 +94,7 @@ def test_the_command_line(address: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert answer("query", "--csv", "--sort", "n", "--columns", "formula,n").count("\n") == 3
 
 
-def test_fireworks_runs_the_flow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fireworks_runs_the_flow(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     fireworks = pytest.importorskip("fireworks")
     from fireworks.core.rocket_launcher import rapidfire
     from jobflow.managers.fireworks import flow_to_workflow
@@ -151,7 +112,7 @@ def test_fireworks_runs_the_flow(address: str, tmp_path: Path, monkeypatch: pyte
 def test_a_server_that_goes_away_is_named_without_password() -> None:
     from fieldflows.errors import StoreError
 
-    with wire_server() as server:
+    with memory_mongodb() as server:
         store = get_store(f"{server}/x")
         assert ResultsCollection.of(store).count() == 0
     with pytest.raises(StoreError, match="cannot be reached") as caught:
