@@ -21,6 +21,33 @@ if TYPE_CHECKING:
 RESULTS_COLLECTION = "results"
 """Name of the collection, and of the additional store of a JobStore, that holds results."""
 
+INDEXED_FIELDS = (
+    "key",
+    "material_id",
+    "formula_pretty",
+    "chemsys",
+    "nelements",
+    "nsites",
+    "volume",
+    "spacegroup_number",
+    "crystal_system",
+    "n",
+    "e_electronic",
+    "e_ionic",
+    "e_total",
+    "born_charge_max",
+    "band_gap",
+    "insulating",
+    "status_electronic",
+    "status_ionic",
+    "provenance.model.name",
+    "provenance.model.sha256",
+)
+"""Fields by which results are found and sorted quickly."""
+
+INDEXED_LISTS = ("elements", "flags.code")
+"""Lists of which this is true for their entries."""
+
 RETRY_DELAYS = (0.5, 2.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds to wait between attempts to write to a database server that does not answer."""
 
@@ -136,8 +163,18 @@ class ResultsCollection:
     def _index(self) -> None:
         if not self._indexed:
             self._patiently(self.store.connect)
-            self._patiently(lambda: self.store.ensure_index("key"))
+            self._patiently(self._ensure_indexes)
             self._indexed = True
+
+    def _ensure_indexes(self) -> None:
+        from fieldflows.store.sqlite import SQLiteStore
+
+        self.store.ensure_index("key")
+        if isinstance(self.store, SQLiteStore):
+            self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS)
+            return
+        for field in INDEXED_FIELDS[1:] + INDEXED_LISTS:
+            self.store.ensure_index(field)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         from pymongo.errors import ConnectionFailure, PyMongoError
