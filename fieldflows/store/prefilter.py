@@ -143,6 +143,8 @@ def _test(expression: str, operator: str, operand: Any) -> tuple[str, list[Any]]
         if operator in ("$gt", "$gte"):
             return f"{expression} >= ?", [operand - slack]
         return f"{expression} <= ?", [operand + slack]
+    if operator == "$ne" and operand is None:
+        return f"{expression} IS NOT NULL", []
     if operator == "$exists" and not expression.startswith("json_extract"):
         return None if operand else (f"{expression} IS NULL", [])
     if operator == "$exists":
