@@ -155,6 +155,25 @@ class ResultsCollection:
             document.pop("_id", None)
             yield document
 
+    def ranked(
+        self,
+        criteria: dict[str, Any] | None,
+        field: str,
+        descending: bool = True,
+        properties: list[str] | None = None,
+        limit: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield stored documents that match a Mongo filter by the value of a field; those without one come last."""
+        order = {field: -1 if descending else 1}
+        count = 0
+        for absent in ({"$ne": None}, None):
+            if limit and count == limit:
+                return
+            part = {"$and": [*([criteria] if criteria else []), {field: absent}]}
+            for document in self.query(part, properties, order if absent else None, limit - count if limit else 0):
+                count += 1
+                yield document
+
     def count(self, criteria: dict[str, Any] | None = None) -> int:
         """Return the number of stored documents that match a Mongo filter."""
         self._index()
