@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fieldflows.store import encoding, prefilter
@@ -31,11 +32,22 @@ class Lookup:
         collection: Name of the collection.
         scalars: Dotted paths of numbers and texts.
         lists: Dotted paths of lists of texts, or of texts in lists of documents.
+        selective: Those of the scalars of which a value is shared by few documents.
+        categories: Those of the scalars that have few different values.
     """
 
-    def __init__(self, collection: str, scalars: Sequence[str], lists: Sequence[str] = ()) -> None:
-        self.columns = prefilter.Columns(tuple(scalars), tuple(lists))
-        mark = hashlib.sha256(json.dumps([list(scalars), list(lists)]).encode()).hexdigest()[:8]
+    def __init__(
+        self,
+        collection: str,
+        scalars: Sequence[str],
+        lists: Sequence[str] = (),
+        selective: Sequence[str] = (),
+        categories: Sequence[str] = (),
+    ) -> None:
+        self.columns = prefilter.Columns(tuple(scalars), tuple(lists), frozenset(selective))
+        self._indexed = [path for path in scalars if path not in categories]
+        layout = [list(scalars), list(lists), self._indexed]
+        mark = hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:8]
         self._documents = f'"collection_{collection}"'
         self._label = f"{collection}_{mark}"
         self.table = f'"lookup_{self._label}"'
@@ -70,7 +82,7 @@ class Lookup:
         names = ", ".join(f'"{name}"' for name in self.columns.all)
         connection.execute(f"CREATE TABLE {self.table} (id INTEGER PRIMARY KEY, odd, {names})")
         connection.execute(f'CREATE INDEX "{self._label}:odd" ON {self.table} (odd) WHERE odd')
-        for name in self.columns.scalars:
+        for name in self._indexed:
             connection.execute(f'CREATE INDEX "{self._label}:{name}" ON {self.table} ("{name}")')
         connection.execute(f"CREATE TABLE {self._pending} (id INTEGER PRIMARY KEY)")
         connection.execute(f"INSERT INTO {self._pending} SELECT id FROM {self._documents}")
@@ -131,8 +143,17 @@ class Lookup:
         """
         if connection.execute(f"SELECT 1 FROM {self.table} WHERE odd LIMIT 1").fetchone():
             return None
-        condition, parameters = prefilter.superset(criteria, self.columns)
-        terms = [f'"{name}" {"ASC" if direction > 0 else "DESC"}' for name, direction in order.items()]
+        columns, first = self.columns, next(iter(order), None)
+        # In the order of an index, each row is looked up in the table: quick where the first ones match, slow where
+        # few do.  Then reading the whole table and sorting what matches is quicker.
+        is_walk = _mentioned(criteria) <= {first}
+        if is_walk and first is not None:
+            columns = replace(columns, searched=columns.searched | {first})
+        condition, parameters = prefilter.superset(criteria, columns)
+        terms = [
+            f'{"" if is_walk else "+"}"{name}" {"ASC" if direction > 0 else "DESC"}'
+            for name, direction in order.items()
+        ]
         rows = connection.execute(
             f"SELECT id FROM {self.table} WHERE {condition} ORDER BY {', '.join([*terms, 'id'])} LIMIT ?",
             [*parameters, limit or -1],
@@ -160,6 +181,16 @@ class Lookup:
                 return None
             values.append(json.dumps(texts))
         return values
+
+
+def _mentioned(criteria: Mapping[str, Any]) -> set[str | None]:
+    found: set[str | None] = set()
+    for key, value in criteria.items():
+        if key.startswith("$") and isinstance(value, list | tuple):
+            found.update(*(_mentioned(item) for item in value if isinstance(item, Mapping)))
+        else:
+            found.add(key)
+    return found
 
 
 def _fits(value: Any) -> bool:

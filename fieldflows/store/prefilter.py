@@ -27,10 +27,13 @@ class Columns:
     Attributes:
         scalars: Paths of numbers and texts, null where a document has none; there is no array on their way.
         lists: Paths of texts in arrays; the column holds them all as a JSON array.
+        searched: Those of the scalars that SQLite may search by an index; where many rows match, reading the whole
+            table is quicker.
     """
 
     scalars: tuple[str, ...]
     lists: tuple[str, ...] = ()
+    searched: frozenset[str] = frozenset()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -118,7 +121,10 @@ def _clause(key: str, value: Any, columns: Columns | None) -> tuple[str, list[An
 
 
 def _column(path: str, columns: Columns) -> str | None:
-    return f'"{path}"' if path in columns.all else None
+    if path not in columns.all:
+        return None
+    # A plus sign keeps SQLite from using the index.
+    return f'"{path}"' if path in columns.searched else f'+"{path}"'
 
 
 def _contains(expression: str, operator: str, operand: Any) -> tuple[str, list[Any]] | None:

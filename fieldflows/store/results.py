@@ -45,6 +45,20 @@ INDEXED_FIELDS = (
 )
 """Fields by which results are found and sorted quickly."""
 
+SELECTIVE_FIELDS = ("key", "material_id", "formula_pretty", "chemsys", "spacegroup_number")
+"""Those of them of which few results share a value."""
+
+CATEGORY_FIELDS = (
+    "nelements",
+    "crystal_system",
+    "insulating",
+    "status_electronic",
+    "status_ionic",
+    "provenance.model.name",
+    "provenance.model.sha256",
+)
+"""Those of them that have few different values."""
+
 INDEXED_LISTS = ("elements", "flags.code")
 """Lists of which this is true for their entries."""
 
@@ -190,7 +204,7 @@ class ResultsCollection:
 
         self.store.ensure_index("key")
         if isinstance(self.store, SQLiteStore):
-            self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS)
+            self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS, CATEGORY_FIELDS)
             return
         for field in INDEXED_FIELDS[1:] + INDEXED_LISTS:
             self.store.ensure_index(field)

@@ -190,7 +190,13 @@ class SQLiteStore(Store):
             self._prepare(connection, [key])
         return True
 
-    def ensure_lookup(self, scalars: Sequence[str], lists: Sequence[str] = ()) -> None:
+    def ensure_lookup(
+        self,
+        scalars: Sequence[str],
+        lists: Sequence[str] = (),
+        selective: Sequence[str] = (),
+        categories: Sequence[str] = (),
+    ) -> None:
         """Keep a table of some fields, so that filters and sort orders by them take milliseconds.
 
         Answers are the same with and without it.  Documents that are there already are entered with the next
@@ -199,8 +205,10 @@ class SQLiteStore(Store):
         Args:
             scalars: Dotted paths of numbers and texts.
             lists: Dotted paths of lists of texts, or of texts in lists of documents.
+            selective: Those of the scalars of which a value is shared by few documents.
+            categories: Those of the scalars that have few different values.
         """
-        self._lookup = Lookup(self.collection_name, scalars, lists)
+        self._lookup = Lookup(self.collection_name, scalars, lists, selective, categories)
         with self._file.writing() as connection:
             self._prepare(connection)
             self._lookup.prepare(connection)

@@ -16,7 +16,7 @@ from fieldflows.store import ResultsCollection, SQLiteStore, encoding
 from fieldflows.store.lookup import Lookup
 from fieldflows.store.partial import needed, roots
 from fieldflows.store.prefilter import Columns, superset
-from fieldflows.store.results import INDEXED_FIELDS, INDEXED_LISTS
+from fieldflows.store.results import CATEGORY_FIELDS, INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS
 
 SCALARS = ("a", "b", "p.q")
 LISTS = ("tags", "flags.code")
@@ -24,7 +24,7 @@ LISTS = ("tags", "flags.code")
 
 def store_with_table(path: Path) -> SQLiteStore:
     store = SQLiteStore(path, "c", key="key")
-    store.ensure_lookup(SCALARS, LISTS)
+    store.ensure_lookup(SCALARS, LISTS, selective=["a"], categories=["p.q"])
     return store
 
 
@@ -220,7 +220,7 @@ def test_results_have_the_table_in_the_embedded_store(tmp_path: Path) -> None:
     assert all(query_fields()[path].is_list for path in INDEXED_LISTS)
     results = ResultsCollection(SQLiteStore(tmp_path / "s.db", "results", key="key"))
     results.put([{"key": "x", "n": 2.0}])
-    table = Lookup("results", INDEXED_FIELDS, INDEXED_LISTS).table
+    table = Lookup("results", INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS, CATEGORY_FIELDS).table
     with sqlite3.connect(tmp_path / "s.db") as connection:
         assert connection.execute(f"SELECT key, n, elements FROM {table}").fetchall() == [("x", 2.0, "[]")]
 
@@ -234,7 +234,8 @@ def test_what_a_question_looks_at() -> None:
 
 
 def test_conditions_on_columns() -> None:
-    columns = Columns(SCALARS, LISTS)
+    columns = Columns(SCALARS, LISTS, frozenset("a"))
+    assert superset({"b": "x"}, columns) == ('((+"b" = ?))', ["x"])
     assert superset({"a": "x", "unknown": 1}, columns) == ('(("a" = ?))', ["x"])
     assert superset({"tags": {"$all": ["O", "Ti"]}}, columns)[1] == ['"O"', '"Ti"']
     for nothing in (
