@@ -28,8 +28,6 @@ from benchmarks.datasets import peak_megabytes
 LIMIT = 100
 """Hits that a question asks for."""
 
-LIMITS = {"milliseconds": 50.0, "megabytes": 600.0}
-"""What an answer may take, and the memory of the process that fills the store and asks."""
 
 WAYS: dict[str, list[str] | None] = {
     "found": ["key"],

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fieldflows.store import encoding, prefilter
+from fieldflows.store import encoding, partial, prefilter
 
 _PORTION = 500
 
@@ -106,8 +106,9 @@ class Lookup:
             text: The document as stored.
         """
         values = self._values(document)
-        if values is None:
-            values = self._values(encoding.decode(text))
+        self._insert(connection, number, self._values(encoding.decode(text)) if values is None else values)
+
+    def _insert(self, connection: Any, number: int, values: list[Any] | None) -> None:
         row = [number, 1, *[None] * len(self.columns.all)] if values is None else [number, None, *values]
         connection.execute(f"INSERT OR REPLACE INTO {self.table} VALUES ({','.join('?' * len(row))})", row)
         connection.execute(f"DELETE FROM {self._pending} WHERE id=?", (number,))
@@ -118,11 +119,13 @@ class Lookup:
 
     def catch_up(self, connection: Any) -> None:
         """Enter some of the documents that are pending; the caller holds a transaction."""
+        fields = partial.needed({}, {path.split(".")[0] for path in self.columns.all}, {})
         rows = connection.execute(
-            f"SELECT id, doc FROM {self._documents} WHERE id IN (SELECT id FROM {self._pending} LIMIT {_PORTION})"
+            f"SELECT id, {partial.expressions(fields)} FROM {self._documents} "
+            f"WHERE id IN (SELECT id FROM {self._pending} LIMIT {_PORTION})"
         ).fetchall()
-        for number, text in rows:
-            self.enter(connection, number, encoding.decode(text), text)
+        for number, *parts in rows:
+            self._insert(connection, number, self._values(partial.assembled(fields, parts)))
 
     def serves(self, criteria: Mapping[str, Any], order: Mapping[str, int]) -> bool:
         """Return whether the table helps with a question: it decides part of the filter, and all of the order."""
