@@ -22,6 +22,7 @@ from benchmarks.environment import environment
 from benchmarks.gpu import measure_gpu, on_device
 from benchmarks.ionic import measure_ionic
 from benchmarks.precision import measure_precision
+from benchmarks.queries import measure_queries, queries_table
 from benchmarks.response import measure_hessian, measure_response, measure_scripted
 from benchmarks.sample import add_baseline, measure_sample, published_sample, sample_crystals
 from benchmarks.sample import summary as sample_summary
@@ -142,6 +143,17 @@ def datasets(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def queries(options: argparse.Namespace, console: Console) -> int:
+    """Time questions to an embedded store of many results."""
+    with console.status("filling a store, and asking it"):
+        result = measure_queries(options.count, options.seed, options.repeats, options.compare)
+    settings = {"count": options.count, "seed": options.seed, "repeats": options.repeats}
+    section = {"environment": environment(), "settings": settings, "result": result}
+    report.update(options.output, "queries", section)
+    console.print(queries_table(section))
+    return 0
+
+
 def pages(options: argparse.Namespace, console: Console) -> int:
     """Put the results into the documentation: tables and figures."""
     sections = report.load(options.output)
@@ -186,6 +198,13 @@ def parser() -> argparse.ArgumentParser:
     word.add_argument("--seed", type=int, default=0)
     word.add_argument("--output", type=Path, default=report.RESULTS)
     word.set_defaults(run=datasets)
+    word = words.add_parser("queries", help="questions to an embedded store of a hundred thousand results")
+    word.add_argument("--count", type=int, default=100_000, help="results")
+    word.add_argument("--seed", type=int, default=0)
+    word.add_argument("--repeats", type=int, default=9, help="how often each question is asked")
+    word.add_argument("--compare", action="store_true", help="also without the table of fields: minutes")
+    word.add_argument("--output", type=Path, default=report.RESULTS)
+    word.set_defaults(run=queries)
     word = words.add_parser("page", help="tables and figures of the documentation from the results")
     word.add_argument("--output", type=Path, default=page.DATA, help="the results")
     word.set_defaults(run=pages)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from fieldflows.cli.options import JsonOption, StoreOption
 from fieldflows.errors import SettingsError
 
 if TYPE_CHECKING:
+    from fieldflows.store import ResultsCollection
     from fieldflows.store.query import QueryField
 
 CSV_COLUMNS = (
@@ -36,7 +39,21 @@ CSV_COLUMNS = (
     "provenance.model.name",
     "provenance.model.sha256",
 )
-"""Columns of the CSV output unless others are asked for."""
+"""Columns of the CSV and Parquet outputs unless others are asked for."""
+
+TABLE_FIELDS = (
+    "formula_pretty",
+    "material_id",
+    "spacegroup_symbol",
+    "n",
+    "epsilon_electronic_principal",
+    "e_ionic",
+    "e_total",
+    "born_charge_min",
+    "born_charge_max",
+    "flags",
+)
+"""Fields that the table for people shows."""
 
 
 def register(app: typer.Typer) -> None:
@@ -68,9 +85,13 @@ def query(
     ] = None,
     as_json: JsonOption = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to standard output instead of a table.")] = False,
+    parquet: Annotated[
+        Path | None,
+        typer.Option("--parquet", metavar="FILE", help="Write a Parquet file instead.", show_default=False),
+    ] = None,
     columns: Annotated[
         str | None,
-        typer.Option("--columns", metavar="A,B,...", help="Fields to print with --csv or --json.", show_default=False),
+        typer.Option("--columns", metavar="A,B,...", help="Fields for --csv, --json or --parquet.", show_default=False),
     ] = None,
     fields: Annotated[bool, typer.Option("--fields", help="List all fields, with units, and stop.")] = False,
 ) -> None:
@@ -79,39 +100,84 @@ def query(
     Results whose value is absent (null) are sorted last and never fulfill a comparison by size.
     """
     from fieldflows.store import ResultsCollection, get_store
+    from fieldflows.store.export import write_csv, write_json, write_parquet
     from fieldflows.store.query import parse_query, query_fields, resolve_field
 
     if fields:
         _list_fields(query_fields().values(), as_json)
         return
-    if as_json and as_csv:
-        raise SettingsError("--json and --csv exclude each other.", "Choose one.")
+    if as_json + as_csv + (parquet is not None) > 1:
+        raise SettingsError("--json, --csv and --parquet exclude each other.", "Choose one.")
     criteria = parse_query(expression)
-    chosen = [resolve_field(name.strip()).path for name in columns.split(",")] if columns else None
-    order = resolve_field(sort).path if sort else None
+    chosen = [resolve_field(name.strip()) for name in columns.split(",")] if columns else None
+    paths = [field.path for field in chosen] if chosen else list(CSV_COLUMNS)
+    order = resolve_field(sort) if sort else None
     job_store = get_store(store, must_exist=True)
     try:
         results = ResultsCollection.of(job_store)
-        documents = list(results.query(criteria, limit=0 if order else limit or 0))
-        total = results.count()
+        if as_json:
+            found = _found(results, criteria, order, ascending, limit or 0, paths if chosen else None)
+            write_json((_pick(doc, paths) for doc in found) if chosen else found, sys.stdout)
+        elif as_csv or parquet:
+            found = _found(results, criteria, order, ascending, limit or 0, paths)
+            if parquet:
+                count = write_parquet(found, [resolve_field(path) for path in paths], parquet)
+                output.console(error=True).print(f"{count} results written to {parquet}")
+            else:
+                write_csv(found, paths, sys.stdout)
+        else:
+            _print_table(results, criteria, order, ascending, limit)
     finally:
         job_store.close()
-    if order:
-        documents = _sorted(documents, order, ascending)[: limit or None]
-    if as_json:
-        output.print_json([_pick(doc, chosen) for doc in documents] if chosen else documents)
-    elif as_csv:
-        _write_csv(documents, chosen or list(CSV_COLUMNS))
-    else:
-        console = output.console()
-        if documents:
-            title = f"{len(documents)} of {total} results"
-            if limit is None and len(documents) > output.MAX_ROWS:
-                title += f" (the first {output.MAX_ROWS} are shown; --limit 0 shows all)"
-                documents = documents[: output.MAX_ROWS]
-            console.print(output.result_table(documents, title))
-        else:
-            console.print(f"None of {total} results fits.")
+
+
+def _print_table(
+    results: ResultsCollection, criteria: dict[str, Any], order: QueryField | None, ascending: bool, limit: int | None
+) -> None:
+    most = output.MAX_ROWS if limit is None else limit
+    asked = output.MAX_ROWS + 1 if limit is None else limit
+    documents = list(_found(results, criteria, order, ascending, asked, list(TABLE_FIELDS)))
+    console, total = output.console(), results.count()
+    if not documents:
+        console.print(f"None of {total} results fits.")
+        return
+    is_cut = limit is None and len(documents) > most
+    title = f"{results.count(criteria) if is_cut else len(documents)} of {total} results"
+    if is_cut:
+        title += f" (the first {most} are shown; --limit 0 shows all)"
+        documents = documents[:most]
+    console.print(output.result_table(documents, title))
+
+
+def _found(
+    results: ResultsCollection,
+    criteria: dict[str, Any],
+    order: QueryField | None,
+    ascending: bool,
+    limit: int,
+    paths: list[str] | None,
+) -> Iterator[dict[str, Any]]:
+    """Return the documents in order, with the fields at the paths at least; all of them if the limit is 0."""
+    # A projection knows no places in lists.
+    kept = None if paths is None else _outermost(path.split(".")[0] if _has_place(path) else path for path in paths)
+    if order is None:
+        return results.query(criteria, kept, limit=limit)
+    if order.kind in ("number", "text") and not order.is_list and not _has_place(order.path):
+        return results.ranked(criteria, order.path, not ascending, kept, limit)
+    # Stores sort lists by one of their entries: sorted here, which holds the documents.
+    kept = None if kept is None else _outermost([*kept, order.path.split(".")[0]])
+    documents = _sorted(list(results.query(criteria, kept)), order.path, ascending)
+    return islice(documents, limit or None)
+
+
+def _has_place(path: str) -> bool:
+    return any(part.isdigit() for part in path.split("."))
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Return the paths that are not inside another one, because MongoDB refuses a projection with both."""
+    found = dict.fromkeys(paths)
+    return [path for path in found if not any(path.startswith(f"{other}.") for other in found)]
 
 
 def _list_fields(fields: Any, as_json: bool) -> None:
@@ -126,38 +192,15 @@ def _list_fields(fields: Any, as_json: bool) -> None:
     output.console().print(output.table("Fields", ["field", "kind", "unit", "meaning"], rows, left=4))
 
 
-def value_at(document: Any, path: str) -> Any:
-    """Return the value at a dotted path; a list of values where the path passes through a list."""
-    for position, part in enumerate(parts := path.split(".")):
-        if isinstance(document, list):
-            if not part.isdigit():
-                return [value_at(item, ".".join(parts[position:])) for item in document]
-            document = document[int(part)] if int(part) < len(document) else None
-        else:
-            document = document.get(part) if isinstance(document, dict) else None
-    return document
-
-
 def _sorted(documents: list[dict[str, Any]], path: str, ascending: bool) -> list[dict[str, Any]]:
+    from fieldflows.store.export import value_at
+
     present = [doc for doc in documents if isinstance(value_at(doc, path), int | float | str)]
     absent = [doc for doc in documents if not isinstance(value_at(doc, path), int | float | str)]
     return sorted(present, key=lambda doc: value_at(doc, path), reverse=not ascending) + absent
 
 
 def _pick(document: dict[str, Any], paths: list[str]) -> dict[str, Any]:
+    from fieldflows.store.export import value_at
+
     return {path: value_at(document, path) for path in paths}
-
-
-def _write_csv(documents: list[dict[str, Any]], paths: list[str]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(paths)
-    for document in documents:
-        writer.writerow([_cell(value_at(document, path)) for path in paths])
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list):
-        return ";".join(str(_cell(item)) for item in value)
-    text = "" if value is None else value
-    # A text that starts like a formula would be run by spreadsheet programs.
-    return f"'{text}" if isinstance(text, str) and text[:1] in ("=", "@", "+", "-") else text

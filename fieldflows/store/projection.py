@@ -41,6 +41,15 @@ def project(
     return _keep(document, tree) if kinds.pop() else _drop(document, tree)
 
 
+def kept_roots(properties: dict[str, Any] | list[str] | tuple[str, ...] | None) -> set[str] | None:
+    """Return the top-level fields of which a projection keeps something, or None if that may be any."""
+    if not properties:
+        return None
+    if isinstance(properties, dict) and not all(value for path, value in properties.items() if path != "_id"):
+        return None
+    return {path.split(".")[0] for path in properties if path != "_id"} or None
+
+
 def _plant(tree: dict[str, Any], parts: list[str]) -> None:
     for part in parts[:-1]:
         branch = tree.setdefault(part, {})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,15 @@ MAXIMUM_LENGTH = 4000
 
 MAXIMUM_PATTERN = 200
 """Longest regular expression in a Mongo filter, in characters."""
+
+MAXIMUM_REPEATS = 3
+"""Most repetitions (``*``, ``+``, ``{``) in a regular expression: its time grows with this power of the text."""
+
+MAXIMUM_CHOICES = 10
+"""Most choices (``?``, ``|``) in one: its time may double with each."""
+
+_ESCAPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+"""Escaped characters and sets, in which parentheses and signs of repetition mean themselves."""
 
 ALIASES = {
     "formula": "formula_pretty",
@@ -275,12 +285,34 @@ def _checked_filter(criteria: Any, at_document: bool) -> Any:
         if key.startswith("$"):
             if key not in OPERATORS:
                 raise QueryError(f"The operator {key} is not allowed.", suggestion(key, OPERATORS))
-            if key == "$regex" and (not isinstance(value, str) or len(value) > MAXIMUM_PATTERN):
-                raise QueryError(f"$regex needs a text of at most {MAXIMUM_PATTERN} characters.")
+            if key == "$regex":
+                _check_pattern(value)
+            if key == "$options" and (not isinstance(value, str) or not set(value) <= set("ims")):
+                raise QueryError(f"$options are some of the letters i, m and s, found {value!r}.")
             checked[key] = _checked_filter(value, at_document and key in ("$and", "$or", "$nor"))
         else:
             checked[resolve_field(key).path if at_document else key] = _checked_filter(value, False)
     return checked
+
+
+def _check_pattern(pattern: Any) -> None:
+    """Refuse expressions whose time can grow beyond a low power of the length of the text."""
+    if not isinstance(pattern, str) or len(pattern) > MAXIMUM_PATTERN:
+        raise QueryError(f"$regex needs a text of at most {MAXIMUM_PATTERN} characters.")
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise QueryError(f"The $regex {_short(pattern)!r} is not valid: {error}.") from None
+    bare = _ESCAPED.sub("x", pattern)
+    if re.search(r"\)\s*[*+{]", bare):
+        raise QueryError(f"The $regex {_short(pattern)!r} repeats a group.", "Repeat single characters or sets only.")
+    if re.search(r"\\[1-9]", pattern) or re.search(r"\(\?(P=|\(|[a-zA-Z-]*x)", bare):
+        raise QueryError(f"The $regex {_short(pattern)!r} refers back to a group, or is a verbose one.")
+    bare = bare.replace("(?", "(")
+    if len(re.findall(r"[*+{]", bare)) > MAXIMUM_REPEATS:
+        raise QueryError(f"The $regex {_short(pattern)!r} has more than {MAXIMUM_REPEATS} repetitions.")
+    if len(re.findall(r"(?<![*+}?])\?|\|", bare)) > MAXIMUM_CHOICES:
+        raise QueryError(f"The $regex {_short(pattern)!r} has more than {MAXIMUM_CHOICES} choices.")
 
 
 def _collect(model: type[BaseModel], prefix: str, in_list: bool, found: dict[str, QueryField]) -> None:

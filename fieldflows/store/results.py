@@ -21,6 +21,47 @@ if TYPE_CHECKING:
 RESULTS_COLLECTION = "results"
 """Name of the collection, and of the additional store of a JobStore, that holds results."""
 
+INDEXED_FIELDS = (
+    "key",
+    "material_id",
+    "formula_pretty",
+    "chemsys",
+    "nelements",
+    "nsites",
+    "volume",
+    "spacegroup_number",
+    "crystal_system",
+    "n",
+    "e_electronic",
+    "e_ionic",
+    "e_total",
+    "born_charge_max",
+    "band_gap",
+    "insulating",
+    "status_electronic",
+    "status_ionic",
+    "provenance.model.name",
+    "provenance.model.sha256",
+)
+"""Fields by which results are found and sorted quickly."""
+
+SELECTIVE_FIELDS = ("key", "material_id", "formula_pretty", "chemsys", "spacegroup_number")
+"""Those of them of which few results share a value."""
+
+CATEGORY_FIELDS = (
+    "nelements",
+    "crystal_system",
+    "insulating",
+    "status_electronic",
+    "status_ionic",
+    "provenance.model.name",
+    "provenance.model.sha256",
+)
+"""Those of them that have few different values."""
+
+INDEXED_LISTS = ("elements", "flags.code")
+"""Lists of which this is true for their entries."""
+
 RETRY_DELAYS = (0.5, 2.0, 10.0, 30.0, 60.0, 120.0)
 """Seconds to wait between attempts to write to a database server that does not answer."""
 
@@ -128,6 +169,25 @@ class ResultsCollection:
             document.pop("_id", None)
             yield document
 
+    def ranked(
+        self,
+        criteria: dict[str, Any] | None,
+        field: str,
+        descending: bool = True,
+        properties: list[str] | None = None,
+        limit: int = 0,
+    ) -> Iterator[dict[str, Any]]:
+        """Yield stored documents that match a Mongo filter by the value of a field; those without one come last."""
+        order = {field: -1 if descending else 1}
+        count = 0
+        for absent in ({"$ne": None}, None):
+            if limit and count == limit:
+                return
+            part = {"$and": [*([criteria] if criteria else []), {field: absent}]}
+            for document in self.query(part, properties, order if absent else None, limit - count if limit else 0):
+                count += 1
+                yield document
+
     def count(self, criteria: dict[str, Any] | None = None) -> int:
         """Return the number of stored documents that match a Mongo filter."""
         self._index()
@@ -136,8 +196,18 @@ class ResultsCollection:
     def _index(self) -> None:
         if not self._indexed:
             self._patiently(self.store.connect)
-            self._patiently(lambda: self.store.ensure_index("key"))
+            self._patiently(self._ensure_indexes)
             self._indexed = True
+
+    def _ensure_indexes(self) -> None:
+        from fieldflows.store.sqlite import SQLiteStore
+
+        self.store.ensure_index("key")
+        if isinstance(self.store, SQLiteStore):
+            self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS, CATEGORY_FIELDS)
+            return
+        for field in INDEXED_FIELDS[1:] + INDEXED_LISTS:
+            self.store.ensure_index(field)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
         from pymongo.errors import ConnectionFailure, PyMongoError

@@ -19,6 +19,9 @@ APPLICATION_ID = 0x46464C57
 LAYOUT_VERSION = 1
 """Version of the tables; a newer one than the code knows is refused."""
 
+CACHE_KIBIBYTES = 32768
+"""Memory for pages of the file, for each connection."""
+
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs3", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "beegfs", "ceph", "afs", "panfs", "9p"}
     | {"fuse.sshfs", "fuse.glusterfs"}
@@ -99,6 +102,7 @@ class SQLiteFile:
         try:
             self._check_owner(connection)
             self._set_journal(connection)
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIBIBYTES}")
             connection.execute(f"PRAGMA synchronous={'FULL' if self.synchronous == 'full' else 'NORMAL'}")
         except BaseException:
             connection.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from fieldflows.cli.query import value_at
 from fieldflows.store import ResultsCollection, get_store
 
 
@@ -58,6 +57,45 @@ def test_long_tables_stop_by_themselves(filled, monkeypatch: pytest.MonkeyPatch)
     assert filled("--csv").out.count("\n") == 4
 
 
+def test_absent_values_come_last_in_both_directions(filled) -> None:
+    results = ResultsCollection.of(get_store("s.db"))
+    results.put([{"key": f"k{i}", "formula_pretty": f"X{i}", "n": None} for i in range(2)])
+    words = ("--csv", "--columns", "formula", "--sort", "n")
+    assert filled(*words).out.split()[1:] == ["MgO", "NaCl", "GaAs", "X0", "X1"]
+    assert filled(*words, "--ascending").out.split()[1:] == ["GaAs", "NaCl", "MgO", "X0", "X1"]
+    assert filled(*words, "--ascending", "--limit", "4").out.split()[1:] == ["GaAs", "NaCl", "MgO", "X0"]
+    assert filled(*words, "--limit", "2").out.split()[1:] == ["MgO", "NaCl"]
+
+
+def test_sort_by_what_stands_in_a_list(filled) -> None:
+    words = ("--json", "--columns", "epsilon_electronic_principal.2,n", "--sort", "epsilon_electronic_principal.2")
+    rows = json.loads(filled(*words).out)
+    values = [row["epsilon_electronic_principal.2"] for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert values == pytest.approx([row["n"] ** 2 for row in rows], rel=1e-6)
+
+
+def test_parquet(filled) -> None:
+    from pyarrow import parquet
+
+    answer = filled("n > 1.5", "--parquet", "out.parquet", "--sort", "n")
+    assert answer.code == 0
+    assert answer.out == ""
+    table = parquet.read_table("out.parquet")
+    stored = list(ResultsCollection.of(get_store("s.db")).query({"n": {"$gt": 1.5}}, sort={"n": -1}))
+    assert table.column("formula_pretty").to_pylist() == [doc["formula_pretty"] for doc in stored]
+    assert table.column("n").to_pylist() == [doc["n"] for doc in stored]
+    assert str(table.schema.field("n").type) == "double"
+    assert [json.loads(text) for text in table.column("flags.code").to_pylist()] == [
+        [flag["code"] for flag in doc["flags"]] for doc in stored
+    ]
+    assert filled("n > 100", "--parquet", "none.parquet", "--columns", "formula,volume").code == 0
+    empty = parquet.read_table("none.parquet")
+    assert (empty.num_rows, empty.column_names) == (0, ["formula_pretty", "volume"])
+    assert empty.schema.field("volume").metadata == {b"unit": "Å³".encode()}
+    assert not list(Path().glob(".*parquet*"))
+
+
 def test_mongo_filter(filled) -> None:
     assert "1 of 3" in filled('{"n": {"$gt": 1.7}}').out
 
@@ -80,6 +118,9 @@ def test_fields_are_listed_with_units(cli) -> None:
         (["--sort", "nn"], "Did you mean 'n'"),
         (["--columns", "nn"], "Did you mean 'n'"),
         (["--json", "--csv"], "exclude each other"),
+        (["--json", "--parquet", "x.parquet"], "exclude each other"),
+        (["--parquet", "no/such/folder/x.parquet"], "cannot be written"),
+        (['{"formula": {"$regex": "(a+)+$"}}'], "repeats a group"),
     ],
 )
 def test_errors_are_one_line(filled, words: list[str], reason: str) -> None:
@@ -105,11 +146,3 @@ def test_csv_cells_cannot_be_formulas(cli) -> None:
     assert row["source"] == "'=cmd()"
     assert row["n"] == "-2.0"
     assert row["flags.code"] == "a;b"
-
-
-def test_values_at_paths() -> None:
-    document = {"a": [{"b": 1}, {"b": 2}], "c": {"d": [3, 4]}}
-    assert value_at(document, "a.b") == [1, 2]
-    assert value_at(document, "c.d.1") == 4
-    assert value_at(document, "c.d.7") is None
-    assert value_at(document, "c.x.y") is None

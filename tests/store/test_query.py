@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,6 +128,43 @@ def test_refusals(text: str, reason: str) -> None:
 def test_nothing_is_evaluated(text: str) -> None:
     with pytest.raises(QueryError):
         parse_query(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [
+        ("(a+)+$", "repeats a group"),
+        ("(a|aa) *b", "repeats a group"),
+        ("(?:a*){9}", "repeats a group"),
+        (r"(a*)\1", "refers back"),
+        ("(?x)( a ) * b", "repeats a group|refers back"),
+        ("(?P<g>a)(?P=g)", "refers back"),
+        ("a*a*a*a*b", "more than 3 repetitions"),
+        ("a?" * 30 + "a" * 30, "more than 10 choices"),
+        ("(a|a)" * 30, "more than 10 choices"),
+        ("(a", "not valid"),
+        (7, "needs a text"),
+    ],
+)
+def test_expressions_that_can_take_forever_are_refused(pattern: object, reason: str) -> None:
+    with pytest.raises(QueryError, match=reason):
+        parse_query(json.dumps({"formula": {"$regex": pattern}}))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^Sr.*O3$", r"\(OH\)\d+", "Na[Cl()*+?{|]*$", "(Mg|Ca|Sr)?TiO3", "a{2}b+?", "[]*+{]x"]
+)
+def test_ordinary_expressions_pass(pattern: str) -> None:
+    assert parse_query(json.dumps({"formula": {"$regex": pattern, "$options": "i"}}))
+    with pytest.raises(QueryError, match="letters i, m and s"):
+        parse_query(json.dumps({"formula": {"$regex": pattern, "$options": "x"}}))
+
+
+def test_the_slowest_expression_that_passes_is_quick() -> None:
+    criteria = parse_query(json.dumps({"formula": {"$regex": "a*a*a*" + "a?" * 10 + "b"}}))
+    start = time.perf_counter()
+    assert not filter_applies(criteria, {"formula_pretty": "a" * 30})
+    assert time.perf_counter() - start < 20
 
 
 @given(st.text(max_size=60))
