@@ -28,7 +28,7 @@ from fieldflows.testing.structures import named_structures, random_crystal
 from tests.physics.lattices import GROUPS, Writing, crystal_of, unimodular, write_down
 
 SYMPREC = 1e-3
-EXACT = 1e-11
+EXACT = 5e-11  # skewed cells with atoms thousands of ångströms apart round to 2e-11 and more on some processors
 
 WRITINGS = st.builds(
     Writing,
