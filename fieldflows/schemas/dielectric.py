@@ -37,6 +37,7 @@ class DielectricReference(Document):
     source: str = Field(description="The database.")
     material_id: str = Field(description="Identifier there.")
     version: str | None = Field(None, description="Version of the database.")
+    energy_above_hull: float | None = quantity("eV/atom", "Energy above the convex hull.", None)
     n: float | None = quantity("1", "Refractive index.", None)
     e_electronic: float | None = quantity("1", "Mean of the diagonal of ε∞.", None)
     e_ionic: float | None = quantity("1", "Mean of the diagonal of ε_ion.", None)
