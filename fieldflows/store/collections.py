@@ -89,7 +89,7 @@ class KeyedCollection:
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the stored document of a key, or None."""
-        return next(self.query({self.key_field: key}), None)
+        return next(iter(self.fetch([key])), None)
 
     def query(
         self,

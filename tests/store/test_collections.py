@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,14 @@ from maggma.stores import ConcatStore, MemoryStore
 from pymongo.errors import AutoReconnect, OperationFailure, ServerSelectionTimeoutError
 
 from fieldflows.errors import ArtifactError, StoreError
-from fieldflows.store import SQLiteStore, get_store, patience
+from fieldflows.store import SQLiteStore, patience
 from fieldflows.store.addresses import hide_passwords
 from fieldflows.store.collections import KeyedCollection, sibling
 from fieldflows.store.patience import RETRY_DELAYS, is_passing, patiently
-from fieldflows.testing.mongodb import memory_mongodb
+from tests.support.stores import job_store  # noqa: F401  (a fixture)
 
 
-@pytest.fixture(params=["sqlite", "mongo", "memory"])
-def job_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    if request.param == "sqlite":
-        yield get_store(tmp_path / "s.db")
-    elif request.param == "memory":
-        yield JobStore(MemoryStore())
-    else:
-        with memory_mongodb() as server:
-            yield get_store(f"{server}/test")
-
-
-def test_a_sibling_is_the_same_collection_every_time(job_store: JobStore) -> None:
+def test_a_sibling_is_the_same_collection_every_time(job_store: JobStore) -> None:  # noqa: F811
     known = set(job_store.additional_stores)
     for number in range(2):
         found = sibling(job_store, "notes", "name")
@@ -44,8 +32,8 @@ def test_a_sibling_is_the_same_collection_every_time(job_store: JobStore) -> Non
     assert job_store.count() == 0
 
 
-def sibling_rows(job_store: JobStore) -> list[dict]:
-    found = sibling(job_store, "notes", "name")
+def sibling_rows(store: JobStore) -> list[dict]:
+    found = sibling(store, "notes", "name")
     found.connect()
     return list(found.query())
 
@@ -57,7 +45,7 @@ def test_an_additional_store_of_the_name_is_taken(tmp_path: Path) -> None:
         sibling(JobStore(ConcatStore([MemoryStore()])), "notes", "name")
 
 
-def test_keyed_documents(job_store: JobStore) -> None:
+def test_keyed_documents(job_store: JobStore) -> None:  # noqa: F811
     class Notes(KeyedCollection):
         key_field = "name"
 
