@@ -15,10 +15,12 @@ from pydantic import (
     PlainValidator,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pymatgen.core import Element, Lattice, Species, Structure
 
 from fieldflows.errors import DataError
+from fieldflows.schemas.migrations import migrated
 
 DocumentT = TypeVar("DocumentT", bound="Document")
 
@@ -106,6 +108,13 @@ class Document(BaseModel):
     latest_version: ClassVar[int | None] = None
     """Newest ``schema_version`` that this class reads; None for parts that carry none."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_latest_version(cls, data: Any) -> Any:
+        if cls.latest_version is None or not isinstance(data, Mapping):
+            return data
+        return migrated(cls.__name__, data, cls.latest_version)
+
     def to_json_dict(self) -> dict[str, Any]:
         """Return the document in JSON types only."""
         return self.model_dump(mode="json")
@@ -114,7 +123,8 @@ class Document(BaseModel):
     def from_json_dict(cls: type[DocumentT], data: Mapping[str, Any]) -> DocumentT:
         """Return the document from JSON types, as stored by :meth:`to_json_dict` or by a jobflow store.
 
-        Keys that start with ``@`` (class names, as jobflow adds them) and ``_id`` are dropped.
+        Keys that start with ``@`` (class names, as jobflow adds them) and ``_id`` are dropped.  Older schema versions
+        become the latest one (:mod:`fieldflows.schemas.migrations`), in the parts of a document as well.
 
         Raises:
             DataError: If the data do not fit; names the fields, or the newer version that wrote them.

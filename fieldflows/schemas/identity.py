@@ -66,3 +66,38 @@ def document_key(task: str, structure_digest: str, model_sha256: str, settings_d
     return str(
         uuid.uuid5(NAMESPACE, "|".join((task, structure_digest, model_sha256, settings_digest, str(schema_version))))
     )
+
+
+def failure_key(
+    *,
+    key: str | None = None,
+    source: str | None = None,
+    index: int | None = None,
+    material_id: str | None = None,
+    formula: str | None = None,
+    task: str | None = None,
+    extent: str | None = None,
+) -> str:
+    """Return the deterministic uuid5 under which a failure is stored, so that trying again replaces and never repeats.
+
+    The structure is told by the first of these that is known: the key that its result would have had; the place in
+    its source; the identifier of the material; the formula and the position in the input.  The task and its part
+    belong to the identity too.
+
+    Args:
+        key: Key that the result would have had.
+        source: File or database entry that the structure came from.
+        index: Position in the input, from 0.
+        material_id: Identifier of the material.
+        formula: Reduced formula.
+        task: Property that was asked for.
+        extent: Part of the task.
+    """
+    subject: tuple[Any, ...] = ("formula", formula, index)
+    if key:
+        subject = ("key", key)
+    elif source:
+        subject = ("source", source, index)
+    elif material_id:
+        subject = ("material", material_id)
+    return str(uuid.uuid5(NAMESPACE, "failure|" + json.dumps([*subject, task, extent])))

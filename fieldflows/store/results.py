@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from fieldflows.errors import StoreError
 from fieldflows.schemas.dielectric import DielectricDocument
+from fieldflows.store.collections import KeyedCollection, sibling
+from fieldflows.store.patience import patiently
 
 if TYPE_CHECKING:
     from jobflow import JobStore
-    from maggma.core import Store
 
     from fieldflows.schemas.common import Document
 
@@ -62,24 +61,15 @@ CATEGORY_FIELDS = (
 INDEXED_LISTS = ("elements", "flags.code")
 """Lists of which this is true for their entries."""
 
-RETRY_DELAYS = (0.5, 2.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds to wait between attempts to write to a database server that does not answer."""
 
-_BATCH = 500
-_LOGGER = logging.getLogger(__name__)
-_T = TypeVar("_T")
-
-
-class ResultsCollection:
+class ResultsCollection(KeyedCollection):
     """Results by key: written once per structure, model and settings, whatever runs or reruns.
 
     Args:
         store: The maggma store of the documents.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._indexed = False
+    key_field = "key"
 
     @classmethod
     def of(cls, job_store: JobStore) -> ResultsCollection:
@@ -91,31 +81,9 @@ class ResultsCollection:
         Raises:
             StoreError: If the JobStore keeps its documents in a store that has no further collections.
         """
-        from maggma.stores import MemoryStore, MongoStore
-
-        from fieldflows.store.sqlite import SQLiteStore
-
-        if RESULTS_COLLECTION in job_store.additional_stores:
-            return cls(job_store.additional_stores[RESULTS_COLLECTION])
-        docs = job_store.docs_store
-        if isinstance(docs, SQLiteStore):
-            sibling: Store = SQLiteStore(
-                docs.path, RESULTS_COLLECTION, "key", docs.journal_mode, docs.synchronous, docs.timeout
-            )
-        elif type(docs) is MemoryStore:
-            sibling = MemoryStore(collection_name=RESULTS_COLLECTION, key="key")
-            sibling.connect()
-        elif isinstance(docs, MongoStore) and not isinstance(docs, MemoryStore):
-            settings = {k: v for k, v in docs.as_dict().items() if not k.startswith("@")}
-            settings |= {"collection_name": RESULTS_COLLECTION, "key": "key"}
-            sibling = type(docs)(**settings)
-        else:
-            raise StoreError(
-                f"The JobStore keeps its documents in a {type(docs).__name__}, which has no place for results.",
-                f"Add an additional store named {RESULTS_COLLECTION!r} to it.",
-            )
-        job_store.additional_stores[RESULTS_COLLECTION] = sibling
-        return cls(sibling)
+        found = sibling(job_store, RESULTS_COLLECTION, cls.key_field)
+        job_store.additional_stores[RESULTS_COLLECTION] = found
+        return cls(found)
 
     def put(self, documents: Iterable[Document | dict[str, Any]]) -> int:
         """Store documents, replacing those with the same key; return how many.
@@ -130,44 +98,9 @@ class ResultsCollection:
         if keyless is not None:
             raise StoreError(f"A document of {keyless.get('formula_pretty', 'unknown formula')} has no key.")
         if rows:
-            self._index()
-            self._patiently(lambda: self.store.update(rows, key="key"))
+            self._prepare()
+            patiently(partial(self.store.update, rows, key="key"), self.store)
         return len(rows)
-
-    def fetch(self, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the stored documents of those of the keys that there are."""
-        return self._among(keys, None)
-
-    def existing(self, keys: Sequence[str]) -> set[str]:
-        """Return those of the keys that are stored already."""
-        return {document["key"] for document in self._among(keys, ["key"])}
-
-    def _among(self, keys: Sequence[str], properties: list[str] | None) -> list[dict[str, Any]]:
-        def portion(wanted: list[str]) -> list[dict[str, Any]]:
-            return list(self.store.query({"key": {"$in": wanted}}, properties))
-
-        self._index()
-        found: list[dict[str, Any]] = []
-        for start in range(0, len(keys), _BATCH):
-            found += self._patiently(partial(portion, list(keys[start : start + _BATCH])))
-        return found
-
-    def get(self, key: str) -> dict[str, Any] | None:
-        """Return the stored document of a key, or None."""
-        return next(self.query({"key": key}), None)
-
-    def query(
-        self,
-        criteria: dict[str, Any] | None = None,
-        properties: list[str] | None = None,
-        sort: dict[str, int] | None = None,
-        limit: int = 0,
-    ) -> Iterator[dict[str, Any]]:
-        """Yield stored documents, as plain dictionaries, that match a Mongo filter."""
-        self._index()
-        for document in self.store.query(criteria, properties, sort=sort, limit=limit):
-            document.pop("_id", None)
-            yield document
 
     def ranked(
         self,
@@ -188,17 +121,6 @@ class ResultsCollection:
                 count += 1
                 yield document
 
-    def count(self, criteria: dict[str, Any] | None = None) -> int:
-        """Return the number of stored documents that match a Mongo filter."""
-        self._index()
-        return self.store.count(criteria)
-
-    def _index(self) -> None:
-        if not self._indexed:
-            self._patiently(self.store.connect)
-            self._patiently(self._ensure_indexes)
-            self._indexed = True
-
     def _ensure_indexes(self) -> None:
         from fieldflows.store.sqlite import SQLiteStore
 
@@ -208,24 +130,6 @@ class ResultsCollection:
             return
         for field in INDEXED_FIELDS[1:] + INDEXED_LISTS:
             self.store.ensure_index(field)
-
-    def _patiently(self, action: Callable[[], _T]) -> _T:
-        from pymongo.errors import ConnectionFailure, PyMongoError
-
-        for delay in (*RETRY_DELAYS, None):
-            try:
-                return action()
-            except ConnectionFailure as error:
-                if delay is None:
-                    raise StoreError(
-                        f"The database of {hide_password(self.store.name)} does not answer: {error}.",
-                        "Start it or check its address, then run again; what was stored is skipped.",
-                    ) from error
-                _LOGGER.warning("The database does not answer; trying again in %g s.", delay)
-                time.sleep(delay)
-            except PyMongoError as error:
-                raise StoreError(f"{hide_password(self.store.name)} refused: {error}.") from error
-        raise AssertionError  # the loop returns or raises
 
 
 def publish(job_store: JobStore, criteria: dict[str, Any] | None = None) -> int:
@@ -254,17 +158,3 @@ def _with_zone(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_zone(item) for item in value]
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
-
-
-def hide_password(uri: str) -> str:
-    """Return an address without user name and password, for messages.
-
-    Example:
-        >>> hide_password("mongodb://me:secret@db.example.org/fields")
-        'mongodb://db.example.org/fields'
-    """
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"

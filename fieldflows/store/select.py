@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fieldflows.artifacts import data_folder
 from fieldflows.errors import StoreError
-from fieldflows.store.results import RESULTS_COLLECTION, ResultsCollection, hide_password
+from fieldflows.store.addresses import hide_password
+from fieldflows.store.arrays import DATA_COLLECTION
+from fieldflows.store.results import RESULTS_COLLECTION, ResultsCollection
 from fieldflows.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 
 STORE_VARIABLE = "FIELDFLOWS_STORE"
 """Environment variable that names the store."""
-
-DATA_COLLECTION = "data"
-"""Name of the additional store for large arrays, such as Hessians."""
 
 MONGO_TIMEOUT_MS = 5000
 """How long to look for a MongoDB server before giving up."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from maggma.core import Sort, Store
 
 from fieldflows.errors import StoreError
 from fieldflows.store import encoding, partial, prefilter
+from fieldflows.store.filters import refuse_code, sort_documents
 from fieldflows.store.lookup import Lookup
 from fieldflows.store.projection import kept_roots, project
 from fieldflows.store.sqlite_file import SQLiteFile
@@ -138,7 +138,7 @@ class SQLiteStore(Store):
         if found is None:
             documents = self._matching(criteria or {}, needed)
             if sort:
-                documents = iter(_sorted(list(documents), sort))
+                documents = iter(sort_documents(list(documents), _directions(sort)))
             found = islice(documents, skip, skip + limit if limit else None)
         for document in found:
             yield project(document, properties)
@@ -162,14 +162,31 @@ class SQLiteStore(Store):
         with self._file.writing() as connection:
             self._prepare(connection, fields)
             for document, (identity, text) in zip(documents, rows, strict=True):
-                number = self._find(connection, identity)
-                if number is None:
-                    added = connection.execute(f"INSERT INTO {self._table}(doc) VALUES (?)", (text,))
-                    number = int(added.lastrowid or 0)
-                else:
-                    connection.execute(f"UPDATE {self._table} SET doc=? WHERE id=?", (text, number))
-                if self._lookup is not None:
-                    self._lookup.enter(connection, number, document, text)
+                self._put(connection, self._find(connection, identity)[0], document, text)
+
+    def change(
+        self, identity: Mapping[str, Any], decide: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+    ) -> None:
+        """Change one document by a function of it, in one transaction that no other process gets between.
+
+        Args:
+            identity: Fields and values by which the document is found.
+            decide: Given the stored document, or None; returns the document to store, None to remove it, or the same
+                object to leave it.
+
+        Raises:
+            StoreError: If the file cannot be written.
+        """
+        with self._file.writing() as connection:
+            self._prepare(connection, list(identity))
+            number, current = self._find(connection, dict(identity))
+            wanted = decide(current)
+            if wanted is current:
+                return
+            if wanted is None:
+                connection.execute(f"DELETE FROM {self._table} WHERE id=?", (number,))
+            else:
+                self._put(connection, number, wanted, encoding.encode(dict(wanted)))
 
     def remove_docs(self, criteria: dict[str, Any]) -> None:
         """Remove the documents that match a Mongo filter."""
@@ -284,15 +301,25 @@ class SQLiteStore(Store):
             raise StoreError(f"A document for {self.name} has no field {missing[0]!r}, by which it would be found.")
         return {field: document[field] for field in fields}
 
-    def _find(self, connection: Any, identity: dict[str, Any]) -> int | None:
+    def _put(self, connection: Any, number: int | None, document: Mapping[str, Any], text: str) -> None:
+        if number is None:
+            added = connection.execute(f"INSERT INTO {self._table}(doc) VALUES (?)", (text,))
+            number = int(added.lastrowid or 0)
+        else:
+            connection.execute(f"UPDATE {self._table} SET doc=? WHERE id=?", (text, number))
+        if self._lookup is not None:
+            self._lookup.enter(connection, number, document, text)
+
+    def _find(self, connection: Any, identity: dict[str, Any]) -> tuple[int, dict[str, Any]] | tuple[None, None]:
         from mongomock_ng.filtering import filter_applies
 
         condition, parameters = prefilter.superset(identity)
         rows = connection.execute(f"SELECT id, doc FROM {self._table} WHERE {condition}", parameters)
         for number, text in rows:
-            if filter_applies(identity, encoding.decode(text)):
-                return int(number)
-        return None
+            document = encoding.decode(text)
+            if filter_applies(identity, document):
+                return int(number), document
+        return None, None
 
     def _matching(self, criteria: dict[str, Any], fields: list[str] | None = None) -> Iterator[dict[str, Any]]:
         for _, document in self._numbered(criteria, fields):
@@ -301,7 +328,7 @@ class SQLiteStore(Store):
     def _numbered(
         self, criteria: dict[str, Any], fields: list[str] | None = None
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        _refuse_code(criteria)
+        refuse_code(criteria)
         numbers = self._candidates(criteria, {}, 0)
         if numbers is None:
             condition, parameters = prefilter.superset(criteria)
@@ -320,8 +347,8 @@ class SQLiteStore(Store):
         limit: int,
     ) -> Iterator[dict[str, Any]] | None:
         """Return the documents found in order through the table of fields, or None where it does not help."""
-        _refuse_code(criteria)
-        order = {field: item.value if isinstance(item, Sort) else int(item) for field, item in sort.items()}
+        refuse_code(criteria)
+        order = _directions(sort)
         wanted = skip + limit if limit else 0
         # The table lets a few documents through that do not match: some more are taken, then all.
         for size in (2 * wanted + _FETCH, 0) if wanted else (0,):
@@ -378,21 +405,5 @@ class SQLiteStore(Store):
                     yield number, document
 
 
-def _refuse_code(criteria: Any) -> None:
-    if isinstance(criteria, Mapping):
-        if "$where" in criteria:
-            raise StoreError("A filter with $where would run code.", "Use the comparison operators instead.")
-        for value in criteria.values():
-            _refuse_code(value)
-    elif isinstance(criteria, list | tuple):
-        for value in criteria:
-            _refuse_code(value)
-
-
-def _sorted(documents: list[dict[str, Any]], sort: dict[str, Sort | int]) -> list[dict[str, Any]]:
-    from mongomock_ng.filtering import resolve_sort_key
-
-    for field, direction in reversed(list(sort.items())):
-        sign = direction.value if isinstance(direction, Sort) else int(direction)
-        documents.sort(key=functools.partial(resolve_sort_key, field), reverse=sign < 0)
-    return documents
+def _directions(sort: Mapping[str, Sort | int]) -> dict[str, int]:
+    return {field: item.value if isinstance(item, Sort) else int(item) for field, item in sort.items()}

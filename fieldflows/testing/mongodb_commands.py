@@ -10,6 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import bson
@@ -93,7 +94,7 @@ class Commands:
     # --- the server -------------------------------------------------------------------------------------------------
 
     def _do_hello(self, command: Fields, db: Database) -> Fields:
-        return HELLO
+        return {**HELLO, "localTime": datetime.now(UTC)}
 
     _do_ismaster = _do_hello
 

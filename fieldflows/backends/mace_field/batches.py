@@ -137,11 +137,14 @@ def _explained(error: Exception, cost: Cost) -> Exception:
     if not out_of_memory(error):
         return error
     _free_memory()
-    return EvaluationError(
+    explained = EvaluationError(
         f"Memory ran out for one crystal alone, of an estimated need of {cost.size / 1e9:.2g} GB: "
         f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
         "Use its primitive cell, float32, fewer channels, or a machine with more memory.",
     )
+    # the cause says that it may pass elsewhere; its traceback would hold the tensors
+    explained.__cause__ = error.with_traceback(None)
+    return explained
 
 
 def _free_memory() -> None:
