@@ -76,7 +76,13 @@ class Passage:
         return tuple(StageCounts(name=name, **values) for name, values in self.counts.items())
 
 
-def run_chunk(items: Sequence[Item], stages: Sequence[Stage], sink: Sink, policy: Policy | None = None) -> Passage:
+def run_chunk(
+    items: Sequence[Item],
+    stages: Sequence[Stage],
+    sink: Sink,
+    policy: Policy | None = None,
+    passage: Passage | None = None,
+) -> Passage:
     """Bring the crystals of a chunk through the stages; a rerun after any interruption goes on where it stopped.
 
     Args:
@@ -84,6 +90,7 @@ def run_chunk(items: Sequence[Item], stages: Sequence[Stage], sink: Sink, policy
         stages: The stages, in order; a stage may follow one that is not among them if results of it are stored.
         sink: Where outcomes go.
         policy: What is done again, and when to stop.
+        passage: Where to keep count, for those who look on; a new one by default.
 
     Raises:
         CapabilityError: If a model cannot give what is asked, whatever the crystal.
@@ -91,7 +98,7 @@ def run_chunk(items: Sequence[Item], stages: Sequence[Stage], sink: Sink, policy
         StoreError: If the disk of this machine cannot be written, or the store not be read.
     """
     policy = policy or Policy()
-    passage = Passage()
+    passage = Passage() if passage is None else passage
     needed = {"key"}.union(*(stage.condition.roots for stage in stages), *(stage.fields for stage in stages))
     for item in items:
         passage.rows[item.index] = {"": item.facts, **item.rows}

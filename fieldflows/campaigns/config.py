@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -22,6 +22,12 @@ TASKS = ("relax", "dielectric")
 """What a stage may do."""
 
 
+def _checked_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name: letters, digits, '_', '-' and '.', at most 80, please")
+    return name
+
+
 class Section(BaseModel):
     """Base of the sections: unknown keys are errors, values do not change."""
 
@@ -30,6 +36,8 @@ class Section(BaseModel):
 
 class InputSet(Section):
     """Some crystals, from one place; a campaign may have several sets."""
+
+    WAYS: ClassVar[tuple[str, ...]] = ("mp_ids", "mp_query", "files", "dataset", "campaign")
 
     mp_ids: tuple[str, ...] | str | None = Field(
         None, description="Ids of the Materials Project, or a text file with one in each line."
@@ -46,8 +54,6 @@ class InputSet(Section):
     limit: int | None = quantity("1", "At most so many crystals of this set.", None, ge=1)
     reference: bool = Field(True, description="Fetch the permittivities of the Materials Project to show beside.")
     deprecated: bool = Field(False, description="Also materials that the Materials Project calls deprecated.")
-
-    WAYS: tuple[str, ...] = Field(("mp_ids", "mp_query", "files", "dataset", "campaign"), exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _one_way(self) -> InputSet:
@@ -279,12 +285,6 @@ class CampaignConfig(Section):
         return settings_hash(self.model_dump(mode="json", include={"name", "inputs", "model", "stages"}))
 
 
-def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name: letters, digits, '_', '-' and '.', at most 80, please")
-    return name
-
-
 def _where(origin: str, place: Sequence[str | int], lines: dict[Place, int]) -> str:
     line = line_of(place, lines)
     return origin if line is None else f"{origin}, line {line}"
@@ -315,4 +315,4 @@ def _near(place: Sequence[str | int]) -> str:
         "inputs": InputSet, "model": ModelChoice, "stages": StageConfig, "chunks": ChunkConfig, "engine": EngineConfig,
     }  # fmt: skip
     section = CampaignConfig if len(place) == 1 else sections.get(str(place[0]), CampaignConfig)
-    return suggestion(str(place[-1]), [name for name in section.model_fields if name != "WAYS"])
+    return suggestion(str(place[-1]), section.model_fields)

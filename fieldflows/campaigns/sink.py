@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from fieldflows.campaigns.journal import Journal
     from fieldflows.store import ResultsCollection
-    from fieldflows.store.arrays import ArrayStore
+    from fieldflows.store.arrays import Arrays
     from fieldflows.store.failures import FailuresCollection
 
 _LOGGER = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Sink:
         self._store = store
         self._results: ResultsCollection | None = None if store is None else ResultsCollection.of(store)
         self._failures: FailuresCollection | None = None if store is None else FailuresCollection.of(store)
-        self._arrays: ArrayStore | None = None
+        self._arrays: Arrays | None = None
         self.behind = False
         if self._results is not None and (journal.results or journal.failures):
             self._pass_on()
@@ -107,9 +107,9 @@ class Sink:
         if self._store is None:
             return
         if self._arrays is None:
-            from fieldflows.store.arrays import ArrayStore
+            from fieldflows.store.arrays import Arrays
 
-            self._arrays = ArrayStore.of(self._store)
+            self._arrays = Arrays.of(self._store)
         if self._arrays is not None:
             self._arrays.put(key, name, values)
 
