@@ -62,7 +62,7 @@ class StoreArtifacts:
     @property
     def name(self) -> str:
         """What to call the place in messages."""
-        from fieldflows.store.results import hide_password
+        from fieldflows.store.patience import hide_password
 
         return f"the store {self.store_name!r} in {hide_password(str(self.store.name))}"
 

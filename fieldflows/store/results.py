@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fieldflows.errors import StoreError
 from fieldflows.schemas.dielectric import DielectricDocument
+from fieldflows.store.patience import patiently
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -62,11 +61,7 @@ CATEGORY_FIELDS = (
 INDEXED_LISTS = ("elements", "flags.code")
 """Lists of which this is true for their entries."""
 
-RETRY_DELAYS = (0.5, 2.0, 10.0, 30.0, 60.0, 120.0)
-"""Seconds to wait between attempts to write to a database server that does not answer."""
-
 _BATCH = 500
-_LOGGER = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -210,22 +205,7 @@ class ResultsCollection:
             self.store.ensure_index(field)
 
     def _patiently(self, action: Callable[[], _T]) -> _T:
-        from pymongo.errors import ConnectionFailure, PyMongoError
-
-        for delay in (*RETRY_DELAYS, None):
-            try:
-                return action()
-            except ConnectionFailure as error:
-                if delay is None:
-                    raise StoreError(
-                        f"The database of {hide_password(self.store.name)} does not answer: {error}.",
-                        "Start it or check its address, then run again; what was stored is skipped.",
-                    ) from error
-                _LOGGER.warning("The database does not answer; trying again in %g s.", delay)
-                time.sleep(delay)
-            except PyMongoError as error:
-                raise StoreError(f"{hide_password(self.store.name)} refused: {error}.") from error
-        raise AssertionError  # the loop returns or raises
+        return patiently(action, self.store.name)
 
 
 def publish(job_store: JobStore, criteria: dict[str, Any] | None = None) -> int:
@@ -254,17 +234,3 @@ def _with_zone(value: Any) -> Any:
     if isinstance(value, list):
         return [_with_zone(item) for item in value]
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
-
-
-def hide_password(uri: str) -> str:
-    """Return an address without user name and password, for messages.
-
-    Example:
-        >>> hide_password("mongodb://me:secret@db.example.org/fields")
-        'mongodb://db.example.org/fields'
-    """
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path}"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from fieldflows.artifacts import data_folder
 from fieldflows.errors import StoreError
-from fieldflows.store.results import RESULTS_COLLECTION, ResultsCollection, hide_password
+from fieldflows.store.patience import hide_password
+from fieldflows.store.results import RESULTS_COLLECTION, ResultsCollection
 from fieldflows.store.sqlite import SQLiteStore
 
 if TYPE_CHECKING:

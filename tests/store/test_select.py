@@ -14,7 +14,7 @@ from maggma.stores import MemoryStore, MongoStore
 
 from fieldflows.errors import StoreError
 from fieldflows.store import ResultsCollection, SQLiteStore, describe_store, embedded_path, get_store, is_new
-from fieldflows.store.results import hide_password
+from fieldflows.store.patience import hide_password
 from fieldflows.store.select import job_store_from_spec
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,1 @@
+"""Campaigns: many thousand crystals, in chunks, on any engine."""

@@ -1,0 +1,1 @@
+"""Where the chunk jobs of a campaign run: engines that share one small interface."""
