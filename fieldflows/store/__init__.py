@@ -7,10 +7,11 @@ flat document per computed structure, which is what people query.
 from __future__ import annotations
 
 from fieldflows.store.results import ResultsCollection, publish
-from fieldflows.store.select import describe_store, embedded_path, get_store, is_new, require_jobflow
+from fieldflows.store.select import STORE_VARIABLE, describe_store, embedded_path, get_store, is_new, require_jobflow
 from fieldflows.store.sqlite import SQLiteStore
 
 __all__ = [
+    "STORE_VARIABLE",
     "ResultsCollection",
     "SQLiteStore",
     "describe_store",

@@ -242,7 +242,7 @@ def test_many_keys(tmp_path: Path) -> None:
 def test_a_server_that_comes_back_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymongo.errors import AutoReconnect
 
-    from fieldflows.store import results as module
+    from fieldflows.store import patience as module
 
     waited: list[float] = []
     sleep, here = module.time.sleep, threading.current_thread()

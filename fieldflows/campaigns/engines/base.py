@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +143,14 @@ def placements(jobs: Iterable[Job], workers: Mapping[str, str]) -> dict[str, Pla
             )
         found[job.uuid] = Placement(workers[word], int(job.metadata.get("priority", 0)))
     return found
+
+
+@contextlib.contextmanager
+def without_order() -> Iterator[None]:
+    """Keep jobflow from warning that jobs that do not depend on each other have no order."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some jobs are not connected")
+        yield
 
 
 def counted(words: Iterable[str], asked: int) -> dict[str, int]:

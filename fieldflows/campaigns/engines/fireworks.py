@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fieldflows.campaigns.engines.base import Placement, Portion, counted, first_line, placements, portions
+from fieldflows.campaigns.engines.base import (
+    Placement,
+    Portion,
+    counted,
+    first_line,
+    placements,
+    portions,
+    without_order,
+)
 from fieldflows.campaigns.engines.launchpad import find_launchpad, open_launchpad
 from fieldflows.errors import StoreError
 
@@ -156,10 +164,16 @@ class FireworksEngine:
     def _launchpad(self) -> Iterator[LaunchPad]:
         path = find_launchpad(self.launchpad_file)
         launchpad = open_launchpad(path)
+        from fireworks.core.launchpad import LockedWorkflowError
         from pymongo.errors import PyMongoError
 
         try:
             yield launchpad
+        except LockedWorkflowError as error:
+            raise StoreError(
+                f"A workflow of the LaunchPad of {path} stays locked: {first_line(error)}.",
+                f"Repeat the command; if no worker is at work, free it with: lpad -l {path} admin unlock -i ID",
+            ) from error
         except PyMongoError as error:
             raise StoreError(
                 f"The LaunchPad of {path} failed: {first_line(error)}.",
@@ -182,9 +196,10 @@ def _workflow(part: Portion, name: str, metadata: Mapping[str, Any], places: Map
 
     from fieldflows.store.worker import WorkerStore
 
-    workflow = flow_to_workflow(
-        part.flow(name, metadata), store=WorkerStore(), allow_external_references=True, metadata=dict(metadata)
-    )
+    with without_order():
+        workflow = flow_to_workflow(
+            part.flow(name, metadata), store=WorkerStore(), allow_external_references=True, metadata=dict(metadata)
+        )
     for firework in workflow.fws:
         uuid = firework.tasks[0]["job"].uuid
         firework.spec |= {

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fieldflows.campaigns.engines.base import Placement, Portion, counted, first_line, placements, portions
+from fieldflows.campaigns.engines.base import (
+    Placement,
+    Portion,
+    counted,
+    first_line,
+    placements,
+    portions,
+    without_order,
+)
 from fieldflows.campaigns.engines.project import check_project, find_project, open_controller
 from fieldflows.errors import SettingsError, StoreError
 
@@ -182,13 +190,14 @@ class RemoteEngine:
                 "worker": places[job.uuid].worker,
                 "priority": places[job.uuid].priority,
             }
-        controller.add_flow(
-            part.flow(name, metadata),
-            worker=places[part.all()[0].uuid].worker,
-            exec_config=self.exec_config,  # type: ignore[arg-type]  # a name does as well
-            resources=None if self.resources is None else dict(self.resources),
-            allow_external_references=True,
-        )
+        with without_order():
+            controller.add_flow(
+                part.flow(name, metadata),
+                worker=places[part.all()[0].uuid].worker,
+                exec_config=self.exec_config,  # type: ignore[arg-type]  # a name does as well
+                resources=None if self.resources is None else dict(self.resources),
+                allow_external_references=True,
+            )
 
     @contextlib.contextmanager
     def _controller(self, project: Project | None = None) -> Iterator[JobController]:
