@@ -137,19 +137,20 @@ def _results() -> ResultsCollection | None:
     try:
         return None if store is None else ResultsCollection.of(store)
     except StoreError as error:
-        return _results_of_worker(error)
+        _LOGGER.debug("%s", error)
+        return _results_of_worker()
 
 
-def _results_of_worker(reason: StoreError) -> ResultsCollection | None:
+def _results_of_worker() -> ResultsCollection | None:
     from fieldflows.store import STORE_VARIABLE, ResultsCollection, get_store
 
     if not os.environ.get(STORE_VARIABLE):
-        _LOGGER.info("Results travel in the output of the job: %s", reason.message)
+        _LOGGER.warning("Results travel in the output of the job; fieldflows.store.publish copies them from there.")
         return None
     try:
         return ResultsCollection.of(get_store())
     except StoreError as error:
-        _LOGGER.warning("Results stay in the output of the job only: %s", error)
+        _LOGGER.warning("Results travel in the output of the job only: %s", error)
         return None
 
 
