@@ -169,7 +169,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_which_launchpad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="There is no LaunchPad.*FW_CONFIG_FILE is not set"):
+    with pytest.raises(SettingsError, match=r"There is no LaunchPad.*FW_CONFIG_FILE is not set"):
         find_launchpad()
     monkeypatch.setattr("fireworks.fw_config.LAUNCHPAD_LOC", str(empty / "of_fireworks.yaml"))
     (empty / "of_fireworks.yaml").touch()
@@ -178,7 +178,7 @@ def test_which_launchpad(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_launchpad().resolve() == empty / "launchpad.yaml"
     (empty / "config.yaml").write_text(f"LAUNCHPAD_LOC: {empty / 'other.yaml'}\n", encoding="utf-8")
     monkeypatch.setenv("FW_CONFIG_FILE", str(empty / "config.yaml"))
-    with pytest.raises(SettingsError, match="LAUNCHPAD_LOC of .*config.yaml names .*other.yaml, which is no file"):
+    with pytest.raises(SettingsError, match=r"LAUNCHPAD_LOC of .*config.yaml names .*other.yaml, which is no file"):
         find_launchpad()
     (empty / "other.yaml").touch()
     assert find_launchpad() == empty / "other.yaml"

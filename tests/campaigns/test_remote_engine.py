@@ -18,33 +18,31 @@ from fieldflows.campaigns.engines.project import find_project
 from fieldflows.campaigns.engines.remote import RemoteEngine
 from fieldflows.errors import FieldflowsError, SettingsError, StoreError
 from fieldflows.store import ResultsCollection, get_store, publish
-from tests.support.engines import SECRET, broken_job, chunk_jobs, everything_in, summary_job
+from tests.support.engines import ROOT, SECRET, broken_job, chunk_jobs, everything_in, filled, summary_job
 from tests.support.mongodb import address  # noqa: F401  (a fixture)
 
 pytest.importorskip("jobflow_remote")
 
 NONE = dict.fromkeys(("waiting", "ready", "running", "done", "failed", "canceled", "missing"), 0)
-DELAYS = ("delay_checkout", "delay_check_run_status", "delay_advance_status")
+DELAYS = ("delay_checkout", "delay_check_run_status", "delay_advance_status", "delay_update_batch")
 
 
 def project_of(place: str, folder: Path) -> dict[str, Any]:
-    """Return a project with two local workers; results of the one named gpu also go to a file of its own."""
-    shared = {"type": "local", "scheduler_type": "shell", "work_dir": str(folder / "work"), "max_jobs": 2}
-    at = {"uri": place, "database": place.rsplit("/", 1)[1].partition("?")[0]}
-    data = {"type": "GridFSStore", **at, "collection_name": "data", "key": "blob_uuid"}
-    return {
-        "name": "trial",
-        "workers": {
-            "cpu_worker": shared | {"pre_run": "unset FIELDFLOWS_STORE"},
-            "gpu_worker": shared | {"pre_run": f"export FIELDFLOWS_STORE={folder}/results.db"},
-        },
-        "runner": dict.fromkeys(DELAYS, 1),
-        "queue": {"store": {"type": "MongoStore", **at, "collection_name": "jobs"}},
-        "jobstore": {
-            "docs_store": {"type": "MongoStore", **at, "collection_name": "outputs"},
-            "additional_stores": {"data": data},
-        },
+    """Return the project of workflows/remote with three local workers; the one named gpu has a store of its own."""
+    content = filled(ROOT / "workflows/remote/fieldflows.yaml", FIELDFLOWS_QUEUE=place, FIELDFLOWS_STORE=place)
+    local = content["workers"]["local_worker"] | {"work_dir": str(folder / "work")}
+    batch = content["workers"]["gpu_batch_worker"]["batch"] | {"max_wait": 5, "sleep_time": 1}
+    batch |= {key: str(folder / key) for key in ("jobs_handle_dir", "work_dir")}
+    content["workers"] = {
+        "cpu_worker": local | {"pre_run": "unset FIELDFLOWS_STORE"},
+        "gpu_worker": local | {"pre_run": f"export FIELDFLOWS_STORE={folder}/results.db"},
+        "batch_worker": local | {"pre_run": None, "batch": batch, "max_jobs": 1},
     }
+    content["runner"] |= dict.fromkeys(DELAYS, 1)
+    stores = [content["jobstore"]["docs_store"], *content["jobstore"]["additional_stores"].values()]
+    for store in (content["queue"]["store"], *stores):
+        store["database"] = place.rsplit("/", 1)[1].partition("?")[0]
+    return content | {"name": "trial"}
 
 
 @pytest.fixture
@@ -87,15 +85,15 @@ def runner() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code])
 
 
-def kill_job(uuid: str) -> int:
-    """Kill the processes of a job at once and return how many there were."""
+def kill_job(part: str) -> int:
+    """Kill the processes whose command line holds a uuid or folder, at once, and return how many there were."""
     found = 0
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = entry.read_text().split("\0")
         except OSError:
             continue
-        if any(uuid in word for word in words) and "execution" in words:
+        if any(part in word for word in words) and "execution" in words:
             os.kill(int(entry.parent.name), signal.SIGKILL)
             found += 1
     return found
@@ -237,3 +235,28 @@ def test_a_database_that_does_not_answer(projects: Path, tmp_path: Path, monkeyp
 def test_without_jobflow_remote(projects: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jobflow_remote", None)
     refused(lambda: RemoteEngine().states(["x"]), SettingsError, r"jobflow-remote.*pip install fieldflows\[remote\]")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the process of a job in /proc")
+def test_what_is_killed_early_or_in_a_batch(engine) -> None:
+    in_batch = RemoteEngine(workers={"gpu": "gpu_worker", "cpu": "batch_worker"})
+    ids = in_batch.submit([*chunk_jobs(1, 400), *chunk_jobs(1, 1, "gpu", 4.5)], name="trial", metadata={})
+    process = runner()
+    try:
+        deadline = time.monotonic() + 60
+        while not kill_job(ids[1]) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        while not engine.states(ids)["running"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        # the batch itself, its command line names the batch and not the job
+        assert kill_job("batch_handle") >= 1 or kill_job("jobs_handle_dir") >= 1
+        assert kill_job(ids[0]) >= 1
+        assert process.wait(100) == 0
+    finally:
+        process.kill()
+    assert engine.states(ids) == NONE | {"failed": 2}
+    assert sorted(engine.lost(ids, rerun=True)) == sorted(ids)
+    assert engine.states(ids) == NONE | {"ready": 2}
+    assert runner().wait(100) == 0
+    assert engine.states(ids) == NONE | {"done": 2}

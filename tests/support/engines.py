@@ -5,13 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from string import Template
+from typing import Any
 
+import yaml
 from ase.build import bulk
 from jobflow import CURRENT_JOB, Job, JobConfig, job
 from pymongo import MongoClient
 
 from fieldflows.flows.screening import DielectricMaker
 from fieldflows.store import ResultsCollection
+
+ROOT = Path(__file__).parents[2]
+
+PLACES = {
+    "HOME": "/home/me",
+    "FIREWORKS_HOME": "/home/me/fireworks",
+    "CLUSTER_HOST": "login.cluster.example.org",
+    "CLUSTER_USER": "me",
+    "CLUSTER_WORK": "/scratch/me/fieldflows",
+    "FIELDFLOWS_QUEUE": "mongodb://queue:hunter2@db.example.org/fieldflows_queue",
+    "FIELDFLOWS_STORE": "mongodb://results:hunter2@db.example.org/fieldflows",
+}
+"""What the templates in workflows/ are filled in with."""
 
 SECRET = "hunter2"
 """Stands in addresses where a password would stand, which the server in memory does not ask for."""
@@ -40,6 +56,12 @@ def broken_job(worker: str = "cpu") -> Job:
     (made,) = chunk_jobs(1, 1, worker, 5.0)
     made.function_kwargs["model"] = dataclasses.replace(made.function_kwargs["model"], sha256="0" * 64)
     return made
+
+
+def filled(template: Path, **changes: str) -> dict[str, Any]:
+    """Return the content of a YAML template with its places filled in; one that is left open is an error."""
+    content: dict[str, Any] = yaml.safe_load(Template(template.read_text("utf-8")).substitute(PLACES | changes))
+    return content
 
 
 @job(config=JobConfig(expose_store=True))

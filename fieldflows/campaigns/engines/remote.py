@@ -30,8 +30,8 @@ WIDTH = 1000
 LOCK_WAIT_S = 60
 """How long to wait for a job or flow that the runner has locked."""
 
-KILLED = "likely killed"
-"""What jobflow-remote says of a job that ended without a result and without an error."""
+KILLED = ("likely killed", "was not present in the download folder")
+"""What jobflow-remote says of a job that ended without a result and without an error, or before it could start."""
 
 _WORDS = {
     "WAITING": "waiting",
@@ -122,7 +122,10 @@ class RemoteEngine:
             return counted((_WORDS[row["state"]] for row in _rows(controller, ids)), len(set(ids)))
 
     def cancel(self, ids: Sequence[str]) -> int:
-        """Stop the jobs that are not over, and return how many these were; what runs is killed where that can be.
+        """Stop the jobs that are not over, and return how many these were.
+
+        Jobs in the queue of a scheduler are canceled there.  What a local worker or a batch runs at the moment may go
+        on to its end; its output is not fetched.
 
         Raises:
             SettingsError: If the project is not configured.
@@ -232,4 +235,5 @@ def _rows(controller: JobController, ids: Sequence[str]) -> list[dict[str, Any]]
 
 
 def _was_killed(row: Mapping[str, Any]) -> bool:
-    return KILLED in f"{row.get('error')} {(row.get('remote') or {}).get('error')}"
+    said = f"{row.get('error')} {(row.get('remote') or {}).get('error')}"
+    return any(words in said for words in KILLED)
