@@ -216,9 +216,7 @@ def _run_batch(
     ]
     for key, response in hessians.items():
         sink.keep_array(key, "hessian", response.get("hessian"))
-    overcome = [
-        failure_key_of(stage, item) for item in batch if not isinstance(outcomes[item.index], FailureDocument)
-    ]
+    overcome = [failure_key_of(stage, item) for item in batch if not isinstance(outcomes[item.index], FailureDocument)]
     if doomed:
         sink.journal.forget([item.keys[stage.name] for item in doomed])
     results, failures = sink.commit(completed, overcome if policy.retry_failed or policy.retry_transient else ())

@@ -132,7 +132,8 @@ class EngineConfig(Section):
     launchpad: str | None = Field(None, description="FireWorks: launchpad.yaml; by default as FireWorks finds it.")
     project: str | None = Field(None, description="jobflow-remote: the project; its default one if not given.")
     worker_names: dict[str, str] = Field(
-        default_factory=dict, description="jobflow-remote: name of the worker for 'cpu' and for 'gpu'."
+        default_factory=dict,
+        description="For 'cpu' and 'gpu': the category of fireworkers, or the name of the worker of jobflow-remote.",
     )
     priority: int = quantity("1", "Priority of the jobs in the queue of the engine.", 0)
 
@@ -260,7 +261,12 @@ class CampaignConfig(Section):
         store = None if self.store is None else os.path.expandvars(self.store)
         if store is not None and "://" not in store:
             store = place(store)
-        return self.model_copy(update={"inputs": tuple(inputs), "store": store, "model": self._placed(self.model, base)})
+        model = self._placed(self.model, base)
+        stages = tuple(
+            stage if stage.model is None else stage.model_copy(update={"model": self._placed(stage.model, base)})
+            for stage in self.stages
+        )
+        return self.model_copy(update={"inputs": tuple(inputs), "store": store, "model": model, "stages": stages})
 
     @staticmethod
     def _placed(model: ModelChoice, base: Path) -> ModelChoice:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ENGINES = ("local", "fireworks", "remote")
 
+LARGEST_SUMMARY = 200
+"""With so many jobs or more, none adds up what the others did; the status does that anyway."""
+
 OPEN_STATES = ("waiting", "ready", "running")
 """States of jobs that may still do something."""
 
@@ -46,14 +49,15 @@ def make_engine(settings: EngineConfig) -> Engine:
     Raises:
         FieldflowsError: If it is not installed, or its configuration is not there.
     """
+    names: dict[str, Any] = {"workers": settings.worker_names} if settings.worker_names else {}
     if settings.name == "fireworks":
-        from fieldflows.campaigns.engines.fireworks import FireWorksEngine
+        from fieldflows.campaigns.engines.fireworks import FireworksEngine
 
-        return FireWorksEngine(launchpad=settings.launchpad, priority=settings.priority)
+        return FireworksEngine(launchpad_file=settings.launchpad, **names)
     if settings.name == "remote":
         from fieldflows.campaigns.engines.remote import RemoteEngine
 
-        return RemoteEngine(project=settings.project, workers=settings.worker_names, priority=settings.priority)
+        return RemoteEngine(project=settings.project, **names)
     raise SettingsError(f"{settings.name!r} is no engine with a queue.", suggestion(settings.name, ENGINES[1:]))
 
 
@@ -84,10 +88,20 @@ def submit_to_engine(
     if not numbers:
         return []
     chunks = Chunks.of(store)
-    jobs = chunk_jobs(name, [(number, chunks.items(name, number)) for number in numbers], specs_of(manifest), retry_failed)
+    specs = specs_of(manifest)
+    jobs = chunk_jobs(
+        name,
+        [(number, chunks.items(name, number)) for number in numbers],
+        specs,
+        retry_failed,
+        {"priority": settings.priority},
+        {spec.worker: engine.manager_config(spec.worker) for spec in specs},
+    )
     attempt = len(manifest["submissions"]) + 1
+    # a job that waits for all others must be in one workflow with them, and those are kept small
+    summary = summary_job(name, jobs) if len(jobs) < LARGEST_SUMMARY else None
     metadata = {"campaign": name, "submission": attempt}
-    ids = engine.submit(jobs, name=f"{name} {attempt}", metadata=metadata, summary=summary_job(name, jobs))
+    ids = engine.submit(jobs, name=f"{name} {attempt}", metadata=metadata, summary=summary)
     manifest["submissions"].append(
         {
             "engine": settings.name,

@@ -53,7 +53,8 @@ def columns(manifest: Mapping[str, Any]) -> list[QueryField]:
     made += [QueryField(name, kind, False, unit, "Of the last result.") for name, kind, unit in RESULT_FIELDS]
     made.append(QueryField("flags", "text", True, "", "Codes of the flags of the last result."))
     made += [
-        QueryField(f"reference_{name}", "number", False, unit, "What the database says.") for name, unit in REFERENCE_FIELDS
+        QueryField(f"reference_{name}", "number", False, unit, "What the database says.")
+        for name, unit in REFERENCE_FIELDS
     ]
     made += [
         QueryField(f"stage_{spec.name}", "text", False, "", "What became of the crystal in this stage.")

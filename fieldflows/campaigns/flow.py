@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ def chunk_jobs(
     specs: Sequence[StageSpec],
     retry_failed: bool = False,
     metadata: dict[str, Any] | None = None,
+    placements: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[Job]:
     """Return one job for each chunk; stages that need another kind of worker follow in jobs that these add.
 
@@ -39,10 +40,11 @@ def chunk_jobs(
         specs: The stages.
         retry_failed: Try all that failed before again.
         metadata: More to keep with the jobs.
+        placements: What tells the engine where a job that another one adds goes, by kind of worker.
     """
     groups = stage_groups(specs)
     return [
-        chunk_job(Work(campaign, number, items, groups, retry_failed, WAIT_S), metadata=metadata)
+        chunk_job(Work(campaign, number, items, groups, retry_failed, WAIT_S, placements or {}), metadata=metadata)
         for number, items in chunks
     ]
 

@@ -87,7 +87,9 @@ def _from_files(given: InputSet, failures: list[FailureDocument], report: Report
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
         if not matches:
-            raise InputError(f"No file matches {pattern}.", "Check the pattern; relative ones start at the file's folder.")
+            raise InputError(
+                f"No file matches {pattern}.", "Check the pattern; a relative one starts at the campaign file's folder."
+            )
         paths += [path for path in matches if not Path(path).is_dir()] or matches
     for number, path in enumerate(dict.fromkeys(paths), start=1):
         structures, problems = read_structures([path])
@@ -104,7 +106,7 @@ def _from_dataset(given: InputSet, failures: list[FailureDocument]) -> Iterator[
     subsets = ("train", "valid", "test") if given.subset == "all" else (given.subset,)
     for subset in subsets:
         for position, frame in enumerate(dataset.subset(subset)):
-            source = f"{dataset.name}/{subset}#{position}"
+            source = f"{frame.source}#{frame.source_index} ({subset})"
             identifier = frame.extra.get("material_id")
             crystal = checked(frame.atoms, source, position, failures, None if identifier is None else str(identifier))
             if crystal is not None:
@@ -157,9 +159,7 @@ def checked(
         check_structure(structure)
         plain = as_structure(as_atoms(structure))
     except Exception as error:  # one broken crystal must not stop the others
-        failures.append(
-            FailureDocument.from_error(error, "read", source=source, index=index, material_id=material_id)
-        )
+        failures.append(FailureDocument.from_error(error, "read", source=source, index=index, material_id=material_id))
         return None
     return InputStructure(plain, source, index, material_id, band_gap)
 

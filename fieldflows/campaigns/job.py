@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobflow import CURRENT_JOB, Job, JobConfig, OnMissing, Response, job
@@ -51,6 +51,7 @@ class Work:
         groups: The stages, in groups that need the same kind of worker; the job runs the first.
         retry_failed: Try all that failed before again.
         wait: Seconds to wait for another worker that has this chunk.
+        placements: What tells the engine where a job of the later groups goes, by kind of worker.
     """
 
     campaign: str
@@ -59,6 +60,7 @@ class Work:
     groups: Sequence[Sequence[StageSpec]]
     retry_failed: bool = False
     wait: float = 0.0
+    placements: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """Return the work as JSON text, which no engine and no database looks into."""
@@ -69,6 +71,7 @@ class Work:
             "groups": [[spec.to_dict() for spec in group] for group in self.groups],
             "retry_failed": self.retry_failed,
             "wait": self.wait,
+            "placements": dict(self.placements),
         }
         return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
@@ -104,7 +107,7 @@ def current_policy() -> Policy | None:
     return _POLICY[-1] if _POLICY else None
 
 
-@job(output_schema=ChunkDocument, config=JobConfig(expose_store=True), data=["results"])
+@job(output_schema=ChunkDocument, config=JobConfig(expose_store=True, pass_manager_config=False), data=["results"])
 def campaign_chunk(work: str) -> Response[ChunkDocument]:
     """Bring the crystals of a chunk through the stages; results go to the store batch by batch.
 
@@ -122,10 +125,13 @@ def campaign_chunk(work: str) -> Response[ChunkDocument]:
     survivors = [_carried(item, passage, rest) for item in given.items if _goes_on(item, passage, rest)]
     if not survivors:
         return Response(output=document)
-    following = Work(given.campaign, given.number, survivors, rest, given.retry_failed, given.wait)
-    current = CURRENT_JOB.job
-    name = f"{given.chunk} {rest[0][0].name}"
-    return Response(output=document, addition=chunk_job(following, name, {} if current is None else current.metadata))
+    following = chunk_job(
+        replace(given, items=survivors, groups=rest),
+        f"{given.chunk} {rest[0][0].name}",
+        {} if CURRENT_JOB.job is None else CURRENT_JOB.job.metadata,
+    )
+    following.config.manager_config = dict(given.placements.get(rest[0][0].worker, {}))
+    return Response(output=document, addition=following)
 
 
 def chunk_job(work: Work, name: str | None = None, metadata: Mapping[str, Any] | None = None) -> Job:
@@ -285,11 +291,11 @@ class _Watch:
         assert self._claims is not None
         while not self._ended.wait(BEAT_S):
             with _calm("claim"):
-                if not self._claims.renew(self.work.chunk, self._owner):
-                    # after a long silence another worker may have it; computing on would only be double work
-                    if not self._claims.take(self.work.chunk, self._owner, LEASE_S):
-                        self.reason = "another worker took it over"
-                        self.stop.set()
+                renewed = self._claims.renew(self.work.chunk, self._owner)
+                # after a long silence another worker may have it; computing on would only be double work
+                if not renewed and not self._claims.take(self.work.chunk, self._owner, LEASE_S):
+                    self.reason = "another worker took it over"
+                    self.stop.set()
             with _calm("progress"):
                 self._note(done=False)
                 manifest = Campaigns.of(self._own_store()).get(self.work.campaign)
@@ -330,14 +336,15 @@ def _goes_on(item: Item, passage: Passage, rest: Sequence[Sequence[StageSpec]]) 
 
 def _carried(item: Item, passage: Passage, rest: Sequence[Sequence[StageSpec]]) -> Item:
     """Return a crystal with the results so far that later stages need."""
-    rows = {name: row for name, row in passage.rows[item.index].items() if name}
     needed = {"key"}.union(*(Stage(spec).condition.roots for group in rest for spec in group))
     needed |= {"structure", "relaxation"}
     relaxed = {spec.relaxed_by for group in rest for spec in group}
-    item.rows = {
-        name: {field: value for field, value in row.items() if field in needed and (field != "structure" or name in relaxed)}
-        for name, row in rows.items()
-    }
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in passage.rows[item.index].items():
+        if name:
+            wanted = needed if name in relaxed else needed - {"structure", "relaxation"}
+            rows[name] = {label: value for label, value in row.items() if label in wanted}
+    item.rows = rows
     return item
 
 

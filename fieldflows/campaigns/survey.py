@@ -162,9 +162,7 @@ def _decided(
     needed -= {"structure", "relaxation"} - set(fields)
     keys = list(dict.fromkeys(key for item in portion for key in item.entry["keys"].values()))
     rows = {row["key"]: row for row in ResultsCollection.of(store).fetch(keys, sorted(needed))}
-    names = {
-        (item.entry["index"], stage.name): _failure_key(stage, item) for item in portion for stage in stages
-    }
+    names = {(item.entry["index"], stage.name): _failure_key(stage, item) for item in portion for stage in stages}
     found = {row["failure_key"]: row for row in FailuresCollection.of(store).fetch(list(names.values()))}
     for item in portion:
         facts: dict[str, dict[str, Any]] = {"": item.entry["facts"]}

@@ -31,7 +31,9 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="Campaign fil
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the campaign, or its file.")]
 EngineOption = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME", help="local, fireworks or remote; else as the file says.", show_default=False),
+    typer.Option(
+        "--engine", metavar="NAME", help="local, fireworks or remote; else as the file says.", show_default=False
+    ),
 ]
 WorkersOption = Annotated[
     int | None,
@@ -252,7 +254,8 @@ def _dispatch(
     settings = with_engine(settings, engine, workers)
     if settings.name != "local":
         ids = submit_to_engine(job_store, name, settings, retry_failed, force)
-        typer.echo(f"{len(ids)} jobs submitted to {settings.name}. Watch them with: fieldflows campaign status {name}", err=True)
+        watch = f"Watch them with: fieldflows campaign status {name}" if ids else "Nothing is left to do."
+        typer.echo(f"{len(ids)} jobs submitted to {settings.name}. {watch}", err=True)
         return
     outcome = _work(job_store, name, settings.workers, retry_failed, spec)
     found = status_of(job_store, name)
@@ -341,11 +344,11 @@ def _open_if_there(spec: str | None) -> Iterator[JobStore | None]:
 
 
 def _say_what_was_found(manifest: dict[str, Any]) -> None:
-    remarks = [f"{manifest[name]} {word}" for name, word in (("duplicates", "duplicates"), ("unreadable", "inputs that cannot be used")) if manifest[name]]
+    words = {"duplicates": "duplicates", "unreadable": "inputs that cannot be used"}
+    remarks = [f"{manifest[name]} {word}" for name, word in words.items() if manifest[name]]
     more = f" ({', '.join(remarks)})" if remarks else ""
-    typer.echo(
-        f"Campaign {manifest['campaign']}: {manifest['crystals']} crystals in {manifest['chunks']} chunks{more}", err=True
-    )
+    counts = f"{manifest['crystals']} crystals in {manifest['chunks']} chunks{more}"
+    typer.echo(f"Campaign {manifest['campaign']}: {counts}", err=True)
 
 
 def _show_status(found: Survey, job_store: JobStore | None = None) -> None:
@@ -417,7 +420,13 @@ def _bars(expected: dict[str, int]) -> Iterator[Any]:
     """Show one bar for each stage that has something to do."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[failed]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )
     with Progress(*columns, console=output.console(error=True)) as bars:
         tasks = {name: bars.add_task(name, total=total, failed="") for name, total in expected.items() if total}
         lost = dict.fromkeys(expected, 0)

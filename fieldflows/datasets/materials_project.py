@@ -266,7 +266,8 @@ class MaterialsProject:
         report(stage, len(found), len(wanted))
         for keys in _batches(missing, self.batch):
             plural = IDENTIFIERS[route] + "s"
-            answers = self._search(route, **{plural: [wanted[key] for key in keys]}, fields=list(names), **more)
+            asked = {plural: [wanted[key] for key in keys]}
+            answers = self._search(route, **asked, fields=list(names), **more)
             found |= self._keep(route, keys, answers, names, more)
             report(stage, len(found), len(wanted))
         return [item for key in wanted for item in found[key]]
@@ -306,7 +307,10 @@ class MaterialsProject:
             _log.warning("%d documents of materials/%s have no id and are left out.", len(nameless), route)
         for key, documents in result.items():
             if documents or not nameless:  # a nameless one may be the one that is missing: ask again next time
-                self.cache.put(self._request(route, key, names, more), {"version": self._version, "documents": documents})
+                answer = {"version": self._version, "documents": documents}
+                self.cache.put(self._request(route, key, names, more), answer)
+                    self._request(route, key, names, more), {"version": self._version, "documents": documents}
+                )
         return result
 
     def _search(self, route: str, **criteria: Any) -> list[dict[str, Any]]:

@@ -149,6 +149,7 @@ class Document(BaseModel):
 
 
 def without_markers(value: Any) -> Any:
+    """Return plain data without what engines and databases add: keys that start with ``@``, and ``_id``."""
     if isinstance(value, Mapping):
         return {k: without_markers(v) for k, v in value.items() if not str(k).startswith("@") and k != "_id"}
     if isinstance(value, list | tuple):

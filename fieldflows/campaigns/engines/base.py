@@ -32,6 +32,13 @@ class Engine(Protocol):
     or run twice is stored once.
     """
 
+    def manager_config(self, word: str) -> dict[str, Any]:
+        """Return what jobflow passes on to this engine for a job that a running job adds.
+
+        Args:
+            word: "gpu" or "cpu".
+        """
+
     def submit(
         self, jobs: Sequence[Job], *, name: str, metadata: Mapping[str, Any], summary: Job | None = None
     ) -> list[str]:

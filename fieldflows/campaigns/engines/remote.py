@@ -80,6 +80,10 @@ class RemoteEngine:
     resources: Mapping[str, Any] | None = None
     width: int = WIDTH
 
+    def manager_config(self, word: str) -> dict[str, Any]:
+        """Return what sends a job, added by another one, to its worker."""
+        return {"worker": self.workers[word]}
+
     def submit(
         self, jobs: Sequence[Job], *, name: str, metadata: Mapping[str, Any], summary: Job | None = None
     ) -> list[str]:
