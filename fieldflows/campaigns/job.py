@@ -208,7 +208,12 @@ def work_on(work: Work, store: JobStore | None, policy: Policy | None = None) ->
             policy = Policy()
             stack.enter_context(stop_signals(lambda: _first(stop)))
         asked = policy.should_stop
-        policy = replace(policy, retry_failed=work.retry_failed, should_stop=lambda: stop.is_set() or asked())
+        policy = replace(
+            policy,
+            campaign=work.campaign,
+            retry_failed=work.retry_failed,
+            should_stop=lambda: stop.is_set() or asked(),
+        )
         watch = _Watch(work, store, passage, stop)
         if not watch.claimed(work.wait):
             return _document(work, passage, start, BUSY), passage
