@@ -18,7 +18,7 @@ from fieldflows.store.projection import kept_roots, project
 from fieldflows.store.sqlite_file import SQLiteFile
 
 _COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_FETCH = 200
+_FETCH, _SPARE = 200, 20
 
 
 class SQLiteStore(Store):
@@ -350,8 +350,8 @@ class SQLiteStore(Store):
         refuse_code(criteria)
         order = _directions(sort)
         wanted = skip + limit if limit else 0
-        # The table lets a few documents through that do not match: some more are taken, then all.
-        for size in (2 * wanted + _FETCH, 0) if wanted else (0,):
+        # The table may let a document through that does not match: some more are taken, then all.
+        for size in (wanted + wanted // 10 + _SPARE, 0) if wanted else (0,):
             numbers = self._candidates(criteria, order, size)
             if numbers is None:
                 return None
