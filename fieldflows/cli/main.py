@@ -20,6 +20,7 @@ from fieldflows.errors import FieldflowsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "screen": ("fieldflows.cli.screen", "Compute the dielectric response of crystals and store it."),
+    "campaign": ("fieldflows.cli.campaign", "Screen many crystals: plan, submit, watch, resume, cancel, export."),
     "query": ("fieldflows.cli.query", "Find stored results: fieldflows query 'n > 2 and e_total > 15'."),
     "model": ("fieldflows.cli.model", "List, describe and import models."),
     "dataset": ("fieldflows.cli.dataset", "Build a dataset from labeled crystals."),

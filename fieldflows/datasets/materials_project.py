@@ -207,17 +207,27 @@ class MaterialsProject:
         self._rester: MPRester | None = None
         self._version = ""
 
-    def find(self, filters: Mapping[str, Any], report: Progress) -> list[str]:
-        """Return the ids of all materials with a dielectric document that pass a filter, in order.
+    def find(
+        self, filters: Mapping[str, Any], report: Progress, properties: Sequence[str] = ("dielectric",)
+    ) -> list[str]:
+        """Return the ids of all materials that pass a filter, in order.
+
+        Args:
+            filters: What mp-api's search takes.
+            report: Called with (stage, done, all).
+            properties: Properties that the service must have of them.
 
         Raises:
             ServiceError: If the service cannot be used.
         """
         report("asking for ids", 0, 1)
         request = {"service": self.endpoint, "route": "summary", "filter": dict(filters), "fields": ["material_id"]}
+        if tuple(properties) != ("dielectric",):
+            request["properties"] = list(properties)
         kept = self.cache.get(request)
         if kept is None:
-            documents = self._search("summary", has_props=["dielectric"], fields=["material_id"], **filters)
+            having = {"has_props": list(properties)} if properties else {}
+            documents = self._search("summary", fields=["material_id"], **having, **filters)
             kept = {"version": self._version, "ids": [str(item.get("material_id")) for item in documents]}
             self.cache.put(request, kept)
         report("asking for ids", 1, 1)
@@ -226,7 +236,9 @@ class MaterialsProject:
         except SettingsError as error:
             raise WrongAnswer(f"{self.endpoint}materials/summary/: {error.message}", "Update fieldflows.") from None
 
-    def documents(self, route: str, ids: Sequence[str], report: Progress, **more: Any) -> list[dict[str, Any]]:
+    def documents(
+        self, route: str, ids: Sequence[str], report: Progress, fields: Sequence[str] = (), **more: Any
+    ) -> list[dict[str, Any]]:
         """Return the documents of some ids, in their order; ids without a document are left out.
 
         What is not kept from earlier is asked for in batches, and every document is kept when its batch is there.
@@ -235,15 +247,17 @@ class MaterialsProject:
             route: A key of :data:`FIELDS`.
             ids: Of materials, tasks or phonon calculations.
             report: Called with (stage, done, all).
+            fields: Fields to ask for; those of :data:`FIELDS` by default.
             more: More parameters of the search.
 
         Raises:
             ServiceError: If the service cannot be used.
         """
         wanted = identities(ids)
+        names = tuple(fields) or FIELDS[route]
         found: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for key in wanted:
-            kept = self.cache.get(self._request(route, key, more))
+            kept = self.cache.get(self._request(route, key, names, more))
             if isinstance(kept, dict) and isinstance(kept.get("documents"), list):
                 found[key] = kept["documents"]
                 self.versions.add(str(kept.get("version")))
@@ -252,16 +266,24 @@ class MaterialsProject:
         report(stage, len(found), len(wanted))
         for keys in _batches(missing, self.batch):
             plural = IDENTIFIERS[route] + "s"
-            answers = self._search(route, **{plural: [wanted[key] for key in keys]}, fields=list(FIELDS[route]), **more)
-            found |= self._keep(route, keys, answers, more)
+            asked = {plural: [wanted[key] for key in keys]}
+            answers = self._search(route, **asked, fields=list(names), **more)
+            found |= self._keep(route, keys, answers, names, more)
             report(stage, len(found), len(wanted))
         return [item for key in wanted for item in found[key]]
 
-    def _request(self, route: str, key: tuple[str, int], more: Mapping[str, Any]) -> dict[str, Any]:
-        return {"service": self.endpoint, "route": route, "id": list(key), "fields": list(FIELDS[route])} | dict(more)
+    def _request(
+        self, route: str, key: tuple[str, int], names: Sequence[str], more: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        return {"service": self.endpoint, "route": route, "id": list(key), "fields": list(names)} | dict(more)
 
     def _keep(
-        self, route: str, keys: Sequence[tuple[str, int]], answers: Sequence[dict[str, Any]], more: Mapping[str, Any]
+        self,
+        route: str,
+        keys: Sequence[tuple[str, int]],
+        answers: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        more: Mapping[str, Any],
     ) -> dict[tuple[str, int], list[dict[str, Any]]]:
         """Sort the answers of one batch by their ids, and keep them."""
         result: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in keys}
@@ -285,7 +307,10 @@ class MaterialsProject:
             _log.warning("%d documents of materials/%s have no id and are left out.", len(nameless), route)
         for key, documents in result.items():
             if documents or not nameless:  # a nameless one may be the one that is missing: ask again next time
-                self.cache.put(self._request(route, key, more), {"version": self._version, "documents": documents})
+                answer = {"version": self._version, "documents": documents}
+                self.cache.put(self._request(route, key, names, more), answer)
+                    self._request(route, key, names, more), {"version": self._version, "documents": documents}
+                )
         return result
 
     def _search(self, route: str, **criteria: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fieldflows import __version__
 from fieldflows.jobs.relax import RelaxSettings, relax_structure
-from fieldflows.properties.base import Property, PropertyInput, result_key
+from fieldflows.properties.base import Property, PropertyInput, covers, result_key
 from fieldflows.properties.run import MAX_BATCH_STRUCTURES, run_property
 from fieldflows.schemas.common import Document
 from fieldflows.schemas.failure import FailureDocument
@@ -191,9 +191,11 @@ def _stored(prop: Property, fresh: Mapping[str, PropertyInput], results: Results
             document = prop.document.from_json_dict(row)
         except Exception:  # written by another version: computed anew, and replaced
             continue
+        if not covers(prop, row):  # it lacks a part that is asked for now
+            continue
         subject = fresh[row["key"]]
-        facts = {name: getattr(subject, name) for name in ("material_id", "band_gap")}
-        same_facts = all(value is None or value == getattr(document, name) for name, value in facts.items())
+        facts = {name: getattr(subject, name) for name in ("material_id", "band_gap", "reference")}
+        same_facts = all(value is None or value == getattr(document, name, None) for name, value in facts.items())
         if same_facts and row["provenance"]["code_version"] == __version__:
             found[row["key"]] = document
     return found

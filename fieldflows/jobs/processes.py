@@ -34,7 +34,7 @@ def train_in_processes(config: TrainingConfig, directory: str | Path, processes:
         TrainingError: If the run was stopped, or a process failed; with its last words.
         ArtifactError: If the run directory cannot be written.
     """
-    from fieldflows.training.process import stop_signals
+    from fieldflows.training.signals import stop_signals
 
     directory = Path(directory)
     with replacing(directory / CONFIG_NAME) as handle:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -126,8 +127,9 @@ def _hessian_record(key: str, response: Response) -> HessianRecord:
 def _results() -> ResultsCollection | None:
     """Return the results collection of the store that the job runs with; None if it has none.
 
-    A worker without access to the database writes its output to a file, for others to store; results are in that
-    output in any case, and ``fieldflows.store.publish`` copies them from there.
+    The workers of jobflow-remote have no access to the database of the project: they write outputs to files, for the
+    runner to store.  Results are in that output in any case, and ``fieldflows.store.publish`` copies them from there;
+    a store that ``FIELDFLOWS_STORE`` names on the worker gets them at once.
     """
     from fieldflows.store.results import ResultsCollection
 
@@ -135,7 +137,20 @@ def _results() -> ResultsCollection | None:
     try:
         return None if store is None else ResultsCollection.of(store)
     except StoreError as error:
-        _LOGGER.warning("Results stay in the output of the job only: %s", error)
+        _LOGGER.debug("%s", error)
+        return _results_of_worker()
+
+
+def _results_of_worker() -> ResultsCollection | None:
+    from fieldflows.store import STORE_VARIABLE, ResultsCollection, get_store
+
+    if not os.environ.get(STORE_VARIABLE):
+        _LOGGER.warning("Results travel in the output of the job; fieldflows.store.publish copies them from there.")
+        return None
+    try:
+        return ResultsCollection.of(get_store())
+    except StoreError as error:
+        _LOGGER.warning("Results travel in the output of the job only: %s", error)
         return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,7 @@ class PropertyInput:
         band_gap: Band gap in eV from elsewhere; 0 for a metal.
         relaxation: How the structure was relaxed, if it was.
         input_structure: The structure before that relaxation; the document key is made from it.
+        reference: What a database says of the material; the document shows it beside the result.
     """
 
     structure: StructureLike
@@ -74,6 +75,7 @@ class PropertyInput:
     band_gap: float | None = None
     relaxation: Relaxation | None = None
     input_structure: StructureLike | None = None
+    reference: Document | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,10 @@ class Context:
 
 
 class Property(Protocol):
-    """A property of a crystal that follows from responses of a model."""
+    """A property of a crystal that follows from responses of a model.
+
+    A property whose documents can hold more or less of the same computation also has what :class:`Extensible` names.
+    """
 
     @property
     def name(self) -> str:
@@ -138,6 +143,42 @@ class Property(Protocol):
         ...
 
 
+@runtime_checkable
+class Extensible(Protocol):
+    """What a property has if a document may hold a part of what it can give, and be extended later under its key."""
+
+    cover_fields: ClassVar[tuple[str, ...]]
+    """Fields of the document that :meth:`covers` looks at."""
+
+    @property
+    def extent(self) -> str:
+        """Name of the part that is asked for."""
+        ...
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that tell results apart, in JSON types: all but those that name the part."""
+        ...
+
+    def covers(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a stored document holds what is asked for, by its ``cover_fields``."""
+        ...
+
+
+def extent_of(prop: Property) -> str | None:
+    """Return the name of the part of its documents that a property is asked for; None if there are no parts."""
+    return prop.extent if isinstance(prop, Extensible) else None
+
+
+def covers(prop: Property, row: Mapping[str, Any]) -> bool:
+    """Return whether a stored document, under the key of the result, holds all that is asked for."""
+    return prop.covers(row) if isinstance(prop, Extensible) else True
+
+
+def cover_fields(prop: Property) -> tuple[str, ...]:
+    """Return the fields of a stored document that :func:`covers` needs."""
+    return prop.cover_fields if isinstance(prop, Extensible) else ()
+
+
 def model_card(model: Any) -> ModelCard:
     """Return the card of a model that results keep; the device is "cpu" unless the model says otherwise."""
     info: ModelInfo = model.info
@@ -158,7 +199,7 @@ def full_settings_hash(
     """Return the sha256 of everything besides structure and model that decides a result."""
     return settings_hash(
         {
-            "settings": prop.settings_dict(),
+            "settings": prop.key_settings() if isinstance(prop, Extensible) else prop.settings_dict(),
             "extra": dict(extra),
             "dtype": model.dtype,
             "hessian_model": None if hessian_model is None else [hessian_model.sha256, hessian_model.dtype],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,8 @@ class DielectricProperty:
     point and n of an ε∞ below 1 are None.
     """
 
+    cover_fields: ClassVar[tuple[str, ...]] = ("status_ionic",)
+
     settings: DielectricSettings = field(default_factory=DielectricSettings)
     ionic: bool | None = None
     surface: Literal["none", "field", "hessian"] = "none"
@@ -116,6 +118,19 @@ class DielectricProperty:
         if self.ionic is not None:
             settings["ionic"] = self.ionic
         return settings
+
+    @property
+    def extent(self) -> str:
+        """Part of the document that is asked for: "electronic", or "ionic" for all of it."""
+        return "ionic" if self.ionic else "electronic"
+
+    def key_settings(self) -> dict[str, Any]:
+        """Return the settings that tell results apart: the ionic part is added under the same key."""
+        return {name: value for name, value in self.settings_dict().items() if name != "ionic"}
+
+    def covers(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a stored document holds what is asked for; one with the ionic part holds everything."""
+        return not self.ionic or row.get("status_ionic") not in (None, "not_requested", "no_energy_surface")
 
     def bind(self, model: ModelInfo, hessian_model: ModelInfo | None = None) -> DielectricProperty:
         """Return the property for these models, with "auto" decided.
@@ -235,6 +250,7 @@ class DielectricProperty:
             insulating=insulating,
             band_gap=subject.band_gap,
             symmetry_used=_symmetry_record(mechanical if self.ionic else electronic),
+            reference=subject.reference,
             relaxation=subject.relaxation,
             provenance=provenance_of(self, structure, context),
         )

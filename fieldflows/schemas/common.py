@@ -138,7 +138,7 @@ class Document(BaseModel):
                 "Update fieldflows.",
             )
         try:
-            return cls.model_validate(_without_markers(data))
+            return cls.model_validate(without_markers(data))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "document"
@@ -148,11 +148,12 @@ class Document(BaseModel):
             ) from error
 
 
-def _without_markers(value: Any) -> Any:
+def without_markers(value: Any) -> Any:
+    """Return plain data without what engines and databases add: keys that start with ``@``, and ``_id``."""
     if isinstance(value, Mapping):
-        return {k: _without_markers(v) for k, v in value.items() if not str(k).startswith("@") and k != "_id"}
+        return {k: without_markers(v) for k, v in value.items() if not str(k).startswith("@") and k != "_id"}
     if isinstance(value, list | tuple):
-        return [_without_markers(item) for item in value]
+        return [without_markers(item) for item in value]
     return value
 
 

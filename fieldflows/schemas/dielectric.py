@@ -24,10 +24,27 @@ from fieldflows.schemas.common import (
 )
 from fieldflows.schemas.provenance import Provenance, Relaxation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 2 added `reference`; its keys no longer depend on whether the ionic part was asked for."""
 
 ElectronicStatus = Literal["ok", "invalid"]
 IonicStatus = Literal["ok", "not_requested", "no_energy_surface", "unstable", "unstable_summed", "soft", "invalid"]
+
+
+class DielectricReference(Document):
+    """What a database says of the same material, beside the prediction; never an input of it."""
+
+    source: str = Field(description="The database.")
+    material_id: str = Field(description="Identifier there.")
+    version: str | None = Field(None, description="Version of the database.")
+    energy_above_hull: float | None = quantity("eV/atom", "Energy above the convex hull.", None)
+    n: float | None = quantity("1", "Refractive index.", None)
+    e_electronic: float | None = quantity("1", "Mean of the diagonal of ε∞.", None)
+    e_ionic: float | None = quantity("1", "Mean of the diagonal of ε_ion.", None)
+    e_total: float | None = quantity("1", "Mean of the diagonal of ε_tot.", None)
+    electronic: Matrix3 | None = quantity("1", "ε∞, symmetrized, IEEE orientation.", None)
+    ionic: Matrix3 | None = quantity("1", "ε_ion, symmetrized, IEEE orientation.", None)
+    total: Matrix3 | None = quantity("1", "ε_tot, symmetrized, IEEE orientation.", None)
 
 
 class ModeSet(Document):
@@ -69,7 +86,10 @@ class DielectricDocument(Document):
 
     schema_version: int = quantity("1", "Version of this schema.", SCHEMA_VERSION)
     task: Literal["dielectric"] = Field("dielectric", description="Name of the property.")
-    key: str = Field(description="uuid5 of task, input structure, model, settings and schema version.")
+    key: str = Field(
+        description="uuid5 of task, input structure, model, settings and schema version; the same with and without the "
+        "ionic part, which is added to the document when it is asked for."
+    )
 
     material_id: str | None = Field(None, description="Identifier of the material, if one was given.")
     source: str | None = Field(None, description="File or database entry that the structure came from.")
@@ -128,5 +148,8 @@ class DielectricDocument(Document):
     )
     band_gap: float | None = quantity("eV", "Band gap as given with the input.", None)
 
+    reference: DielectricReference | None = Field(
+        None, description="What a database says of this material, side by side with the prediction."
+    )
     relaxation: Relaxation | None = Field(None, description="How the structure was relaxed first, if it was.")
     provenance: Provenance = Field(description="Model, code, settings and time.")

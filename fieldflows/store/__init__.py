@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from fieldflows.store.failures import FailuresCollection
 from fieldflows.store.results import ResultsCollection, publish
-from fieldflows.store.select import describe_store, embedded_path, get_store, is_new, require_jobflow
+from fieldflows.store.select import STORE_VARIABLE, describe_store, embedded_path, get_store, is_new, require_jobflow
 from fieldflows.store.sqlite import SQLiteStore
 
 __all__ = [
+    "STORE_VARIABLE",
     "FailuresCollection",
     "ResultsCollection",
     "SQLiteStore",

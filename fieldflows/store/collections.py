@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,9 +69,26 @@ class KeyedCollection:
         self.store = store
         self._indexed = False
 
-    def fetch(self, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the stored documents of those of the keys that there are."""
-        found = self._among(keys, None)
+    def put(self, documents: Iterable[dict[str, Any]]) -> int:
+        """Store documents, replacing those with the same key; return how many.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        rows = list(documents)
+        if rows:
+            self._prepare()
+            patiently(partial(self.store.update, rows, key=self.key_field), self.store)
+        return len(rows)
+
+    def fetch(self, keys: Sequence[str], properties: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return the stored documents of those of the keys that there are.
+
+        Args:
+            keys: The keys.
+            properties: Fields that are wanted; all by default.
+        """
+        found = self._among(keys, None if properties is None else list(properties))
         for document in found:
             document.pop("_id", None)
         return found

@@ -28,11 +28,12 @@ from fieldflows.training.groups import parameter_groups
 from fieldflows.training.learner import Learner
 from fieldflows.training.logs import LOG_NAME, RunLog, writing
 from fieldflows.training.metrics import evaluate_metrics, summary
-from fieldflows.training.process import locked, stop_signals, threads_set_to
+from fieldflows.training.process import locked, threads_set_to
 from fieldflows.training.result import Reporter, Status, TrainingResult
 from fieldflows.training.resume import CONFIG_NAME, check_state
 from fieldflows.training.sampler import epoch_batches
 from fieldflows.training.setup import SPLITS, Setup, load_dataset, prepare
+from fieldflows.training.signals import stop_signals
 from fieldflows.training.state import TrainingState, clear_states, deserialize, load_state, save_state, serialize
 from fieldflows.training.step import Diverged, Stepper, effective_limits, memory_limits
 from fieldflows.training.stopping import Judge

@@ -245,11 +245,26 @@ def test_results_can_be_published_from_job_outputs(store: JobStore) -> None:
     assert sorted(results.query(), key=lambda doc: doc["key"]) == before
 
 
-def test_a_store_without_place_for_results_keeps_the_output(caplog) -> None:
-    class Elsewhere(MemoryStore):
-        """A worker's store that is written to a file for others to read."""
+class Elsewhere(MemoryStore):
+    """A worker's store that is written to a file for others to read."""
 
-    store = JobStore(Elsewhere())
-    (output,) = run(DielectricMaker(model="toy").make([MGO]), store)
+
+def test_a_store_without_place_for_results_keeps_the_output(caplog, monkeypatch) -> None:
+    monkeypatch.delenv("FIELDFLOWS_STORE", raising=False)
+    (output,) = run(DielectricMaker(model="toy").make([MGO]), JobStore(Elsewhere()))
     assert len(output.results) == 1
-    assert "output of the job only" in caplog.text
+    assert "Results travel in the output of the job; fieldflows.store.publish copies" in caplog.text
+
+
+def test_a_store_that_is_named_on_the_worker_gets_the_results(caplog, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("FIELDFLOWS_STORE", str(tmp_path / "worker.db"))
+    for computed in (2, 0):
+        (output,) = run(DielectricMaker(model="toy").make([MGO, NACL]), JobStore(Elsewhere()))
+        assert (output.n_computed, len(output.results)) == (computed, 2)
+    assert ResultsCollection.of(get_store(tmp_path / "worker.db")).count() == 2
+    assert "Results travel" not in caplog.text
+
+    monkeypatch.setenv("FIELDFLOWS_STORE", str(tmp_path / "no" / "such" / "folder.db"))
+    (output,) = run(DielectricMaker(model="toy").make([MGO]), JobStore(Elsewhere()))
+    assert len(output.results) == 1
+    assert "Results travel in the output of the job only: " in caplog.text

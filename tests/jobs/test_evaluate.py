@@ -107,12 +107,31 @@ def test_keys_depend_on_what_decides_the_result(crystals, results: ResultsCollec
     other = [
         key(),
         key(crystal=shifted),
-        key(DielectricProperty(DielectricSettings(ionic=False))),
+        key(DielectricProperty(DielectricSettings(force_threshold=0.01))),
         key(model=Counting(sha256="0" * 64)),
         key(relax=RelaxSettings()),
         key(relax=RelaxSettings(relax_cell=False)),
     ]
     assert len(set(other)) == len(other)
+
+
+def test_the_ionic_part_is_added_to_the_same_document(crystals, results: ResultsCollection) -> None:
+    def run(ionic: bool):
+        model = Counting()
+        outcome = evaluate_chunk(
+            DielectricProperty(DielectricSettings(ionic=ionic)), inputs(crystals[:1]), model, results=results
+        )
+        (row,) = results.query()
+        assert row["key"] == outcome.documents[0].key
+        return model.evaluated, row["key"], row["status_ionic"], row["e_electronic"]
+
+    (first, key, status, electronic), (second, key2, status2, electronic2) = run(False), run(True)
+    assert (first, second) == (1, 1)
+    assert (status, status2) == ("not_requested", "ok")
+    assert key == key2
+    assert electronic2 == pytest.approx(electronic, abs=1e-12)
+    assert run(False) == (0, key, "ok", electronic2)  # what has more serves for less
+    assert run(True) == (0, key, "ok", electronic2)
 
 
 def test_equal_structures_are_computed_once(crystals, results: ResultsCollection) -> None:

@@ -152,7 +152,7 @@ def test_wrong_shapes_are_refused():
 
 
 def test_newer_versions_say_so():
-    with pytest.raises(DataError, match=r"schema version 99.*reads up to 1.*Update"):
+    with pytest.raises(DataError, match=r"schema version 99.*reads up to 2.*Update"):
         document(schema_version=99)
 
 
