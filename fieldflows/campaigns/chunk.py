@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fieldflows.campaigns.items import Item
+from fieldflows.campaigns.items import USER_FACTS, Item
 from fieldflows.campaigns.stages import Stage
 from fieldflows.errors import EvaluationError
 from fieldflows.schemas.campaign import StageCounts
@@ -99,7 +99,9 @@ def run_chunk(
     """
     policy = policy or Policy()
     passage = Passage() if passage is None else passage
-    needed = {"key"}.union(*(stage.condition.roots for stage in stages), *(stage.fields for stage in stages))
+    needed = {"key", *USER_FACTS}.union(
+        *(stage.condition.roots for stage in stages), *(stage.fields for stage in stages)
+    )
     for item in items:
         passage.rows[item.index] = {"": item.facts, **item.rows}
     for stage in stages:
@@ -175,6 +177,8 @@ def _still_missing(
     for item in items:
         row = found.get(item.keys[stage.name])
         if row is not None and stage.covers(row):
+            if stage.lacks(row, item.known_to_the_user):
+                row = sink.amend(row["key"], stage.amended, item.known_to_the_user) or row
             passage.rows[item.index][stage.name] = {name: row[name] for name in needed if name in row}
             counts["reused"] += 1
         else:

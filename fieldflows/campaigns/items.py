@@ -85,6 +85,11 @@ class Item:
         return unpack_structure(self.record)
 
     @property
+    def known_to_the_user(self) -> dict[str, Any]:
+        """Those of :data:`USER_FACTS` that are known."""
+        return {name: getattr(self, name) for name in USER_FACTS if getattr(self, name) is not None}
+
+    @property
     def label(self) -> str:
         """What to call it in messages."""
         return self.material_id or self.source or self.facts.get("formula_pretty") or f"crystal {self.index}"
@@ -131,5 +136,8 @@ class Item:
         item.facts = {**item.facts, **{name: getattr(item, name) for name in _REPEATED}}
         return item
 
+
+USER_FACTS = ("material_id", "band_gap", "reference")
+"""What is known of a crystal that no model computes, and that results show."""
 
 _REPEATED = ("material_id", "source", "band_gap", "reference")

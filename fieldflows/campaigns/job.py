@@ -37,6 +37,9 @@ LEASE_S = 120.0
 BEAT_S = 10.0
 """How often a worker renews its claim, notes its progress, and looks whether the campaign was canceled."""
 
+BUSY = "another worker has it"
+"""Why a chunk is left where somebody else is at work on it."""
+
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -197,18 +200,18 @@ def work_on(work: Work, store: JobStore | None, policy: Policy | None = None) ->
         CheckpointError: If a model is not there.
     """
     start = time.perf_counter()
-    policy = policy or Policy()
-    policy.retry_failed = work.retry_failed
     stages = [Stage(spec) for spec in work.groups[0]]
     passage = Passage()
     with contextlib.ExitStack() as stack:
         stop = threading.Event()
+        if policy is None:  # nobody else in this process listens to signals
+            policy = Policy()
+            stack.enter_context(stop_signals(lambda: _first(stop)))
         asked = policy.should_stop
-        policy.should_stop = lambda: stop.is_set() or asked()
-        stack.enter_context(stop_signals(lambda: _first(stop)))
+        policy = replace(policy, retry_failed=work.retry_failed, should_stop=lambda: stop.is_set() or asked())
         watch = _Watch(work, store, passage, stop)
         if not watch.claimed(work.wait):
-            return _document(work, passage, start, "another worker has it"), passage
+            return _document(work, passage, start, BUSY), passage
         stack.enter_context(watch)
         journal = stack.enter_context(Journal.opened(work.campaign, f"{work.number:05d}"))
         sink = Sink(journal, store)
@@ -257,6 +260,8 @@ class _Watch:
         self.reason: str | None = "it was stopped"
         self._owner = Owner.here()
         self._claims = None if store is None else Claims.of(store)
+        self._progress = None if store is None else Progress.of(store)
+        self._campaigns = None if store is None else Campaigns.of(store)
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -298,19 +303,14 @@ class _Watch:
                     self.stop.set()
             with _calm("progress"):
                 self._note(done=False)
-                manifest = Campaigns.of(self._own_store()).get(self.work.campaign)
-                if manifest is not None and manifest.get("canceled_at"):
+                if self._campaigns is not None and self._campaigns.is_canceled(self.work.campaign):
                     self.reason = "the campaign was canceled"
                     self.stop.set()
 
-    def _own_store(self) -> JobStore:
-        assert self.store is not None
-        return self.store
-
     def _note(self, done: bool) -> None:
         counts = [counts.to_json_dict() for counts in self.passage.stage_counts()]
-        if counts:
-            Progress.of(self._own_store()).note(self.work.campaign, self.work.number, counts, _name_of_owner(), done)
+        if counts and self._progress is not None:
+            self._progress.note(self.work.campaign, self.work.number, counts, _name_of_owner(), done)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,10 @@ class Campaigns(KeyedCollection):
             raise InputError(f"There is no campaign {name!r} in this store.", hint)
         return found
 
+    def is_canceled(self, name: str) -> bool:
+        """Return whether a campaign was canceled."""
+        return any(row.get("canceled_at") for row in self.fetch([name], ["campaign", "canceled_at"]))
+
     def save(self, manifest: dict[str, Any]) -> None:
         """Write a manifest."""
         self.put([manifest])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fieldflows.errors import StoreError
@@ -102,6 +102,26 @@ class Sink:
                 _LOGGER.warning("Results stay on this machine for now: %s", error)
         return results, failures
 
+    def amend(
+        self,
+        key: str,
+        change: Callable[[dict[str, Any], Mapping[str, Any]], dict[str, Any]],
+        facts: Mapping[str, Any],
+    ) -> dict[str, Any] | None:
+        """Enter facts into a stored result that does not show them, and return it; None if it is not in the store.
+
+        Args:
+            key: Key of the result.
+            change: Returns the result with the facts.
+            facts: The facts.
+        """
+        whole = None if self._results is None else self._results.get(key)
+        if whole is None or self._results is None:
+            return None
+        amended = change(whole, facts)
+        self._results.put([amended])
+        return amended
+
     def keep_array(self, key: str, name: str, values: np.ndarray[Any, Any]) -> None:
         """Put a large array, such as a Hessian, into the additional store for those, if there is one."""
         if self._store is None:
@@ -139,11 +159,3 @@ class Sink:
             self._failures.remove(list(overcome))
         self.journal.acknowledged()
         self.behind = False
-
-
-def first_of(rows: Mapping[str, dict[str, Any]], names: Iterable[str]) -> dict[str, Any]:
-    """Return the top-level fields of several rows in one, later ones over earlier ones."""
-    merged: dict[str, Any] = {}
-    for name in names:
-        merged |= rows.get(name, {})
-    return merged

@@ -276,6 +276,18 @@ class Stage:
             return {"structure", "relaxation"}
         return set(cover_fields(asked_for(self.spec.task, self.spec.extent)))
 
+    def lacks(self, row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+        """Return whether a stored result does not show a fact that is known of the crystal by now."""
+        return self.spec.task == "dielectric" and any(row.get(name) is None for name in facts)
+
+    @staticmethod
+    def amended(row: dict[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a stored dielectric result with facts where it has none; nothing that was computed changes."""
+        new = {name: value for name, value in facts.items() if row.get(name) is None}
+        if "band_gap" in new:
+            new["insulating"] = "yes" if new["band_gap"] > 0.0 else "no"
+        return {**row, **new}
+
     def subject(self, item: Mapping[str, Any], atoms: Atoms, relaxed: Mapping[str, Any] | None) -> PropertyInput:
         """Return what the property is computed of.
 

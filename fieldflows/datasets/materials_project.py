@@ -309,8 +309,6 @@ class MaterialsProject:
             if documents or not nameless:  # a nameless one may be the one that is missing: ask again next time
                 answer = {"version": self._version, "documents": documents}
                 self.cache.put(self._request(route, key, names, more), answer)
-                    self._request(route, key, names, more), {"version": self._version, "documents": documents}
-                )
         return result
 
     def _search(self, route: str, **criteria: Any) -> list[dict[str, Any]]:

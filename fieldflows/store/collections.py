@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from jobflow import JobStore
     from maggma.core import Store
 
+_KNOWN = "_fieldflows_collections"
+
 PORTION = 500
 """Keys in one question to the store."""
 
 
 def sibling(job_store: JobStore, name: str, key: str) -> Store:
-    """Return the collection of a name that belongs to a JobStore; the JobStore is left as it is.
+    """Return the collection of a name that belongs to a JobStore, the same object whenever it is asked for.
 
     That is its additional store of this name; without one, a collection in the file or database that holds the
     documents of the jobs.
@@ -31,13 +33,20 @@ def sibling(job_store: JobStore, name: str, key: str) -> Store:
     Raises:
         StoreError: If the JobStore keeps its documents in a store that has no further collections.
     """
+    if name in job_store.additional_stores:
+        return job_store.additional_stores[name]
+    known = job_store.__dict__.setdefault(_KNOWN, {})
+    if name not in known:
+        known[name] = _beside(job_store.docs_store, name, key)
+    return known[name]
+
+
+def _beside(docs: Store, name: str, key: str) -> Store:
+    """Return a collection in the file or database that holds the documents of the jobs."""
     from maggma.stores import MemoryStore, MongoStore
 
     from fieldflows.store.sqlite import SQLiteStore
 
-    if name in job_store.additional_stores:
-        return job_store.additional_stores[name]
-    docs = job_store.docs_store
     if isinstance(docs, SQLiteStore):
         return SQLiteStore(docs.path, name, key, docs.journal_mode, docs.synchronous, docs.timeout)
     if type(docs) is MemoryStore:

@@ -22,17 +22,17 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from fieldflows.campaigns.chunk import Policy
-from fieldflows.campaigns.job import Work, chunk_job, working
+from fieldflows.campaigns.job import BUSY, Work, chunk_job, working
 from fieldflows.campaigns.journal import journal_folder
-from fieldflows.campaigns.records import Chunks
+from fieldflows.campaigns.records import Chunks, chunk_name
 from fieldflows.campaigns.stages import StageSpec
 from fieldflows.errors import FieldflowsError
+from fieldflows.store.claims import Claims
 from fieldflows.training.signals import stop_signals
 
 if TYPE_CHECKING:
     from jobflow import JobStore
 
-BUSY = "another worker has it"
 BUSY_PAUSE_S = 0.5
 """How long to wait before asking again for a chunk that somebody else has."""
 
@@ -81,6 +81,8 @@ def run_chunk_here(
     """
     from jobflow import run_locally
 
+    if Claims.of(store).holder(chunk_name(campaign, number)) is not None:
+        return {"complete": False, "reason": BUSY, "stages": []}
     items = Chunks.of(store).items(campaign, number)
     made = chunk_job(Work(campaign, number, items, [list(specs)], policy.retry_failed))
     with working(policy):
