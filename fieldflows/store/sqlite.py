@@ -12,7 +12,7 @@ from maggma.core import Sort, Store
 
 from fieldflows.errors import StoreError
 from fieldflows.store import encoding, partial, prefilter
-from fieldflows.store.filters import refuse_code, sort_documents
+from fieldflows.store.filters import matches, refuse_code, sort_documents
 from fieldflows.store.lookup import Lookup
 from fieldflows.store.projection import kept_roots, project
 from fieldflows.store.sqlite_file import SQLiteFile
@@ -381,9 +381,6 @@ class SQLiteStore(Store):
         self, numbers: list[int], criteria: dict[str, Any], fields: list[str] | None, ahead: int = _FETCH
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield those of the rows that match, in the order given; only some top-level fields, or all (None)."""
-        from mongomock_ng import OperationFailure
-        from mongomock_ng.filtering import filter_applies
-
         # Documents come in portions, so that neither the memory nor a lock is held for the whole of a long loop.
         for start in range(0, len(numbers), ahead):
             portion = numbers[start : start + ahead]
@@ -397,11 +394,7 @@ class SQLiteStore(Store):
                 if number not in texts:
                     continue
                 document = partial.assembled(fields, texts[number])
-                try:
-                    matches = not criteria or filter_applies(criteria, document)
-                except (OperationFailure, NotImplementedError, TypeError) as error:
-                    raise StoreError(f"The filter {criteria} cannot be applied: {error}.") from error
-                if matches:
+                if matches(criteria, document):
                     yield number, document
 
 
