@@ -40,11 +40,9 @@ class Condition:
 
     def holds(self, row: Mapping[str, Any]) -> bool:
         """Return whether a row fulfills the condition; what is absent fulfills no comparison by size."""
-        if not self.criteria:
-            return True
-        from mongomock_ng.filtering import filter_applies
+        from fieldflows.store.filters import matches
 
-        return bool(filter_applies(self.criteria, dict(row)))
+        return matches(self.criteria, dict(row))
 
 
 def _roots(criteria: Any) -> set[str]:

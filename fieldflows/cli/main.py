@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "screen": ("fieldflows.cli.screen", "Compute the dielectric response of crystals and store it."),
     "campaign": ("fieldflows.cli.campaign", "Screen many crystals: plan, submit, watch, resume, cancel, export."),
     "query": ("fieldflows.cli.query", "Find stored results: fieldflows query 'n > 2 and e_total > 15'."),
+    "publish": ("fieldflows.cli.publish", "Copy results and failures from one store to another."),
+    "store": ("fieldflows.cli.store", "Bring the documents of a store up to date."),
     "model": ("fieldflows.cli.model", "List, describe and import models."),
     "dataset": ("fieldflows.cli.dataset", "Build a dataset from labeled crystals."),
     "path": ("fieldflows.cli.path", "Build the path from a nonpolar to a polar crystal."),

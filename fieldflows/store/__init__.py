@@ -10,6 +10,7 @@ from fieldflows.store.failures import FailuresCollection
 from fieldflows.store.results import ResultsCollection, publish
 from fieldflows.store.select import STORE_VARIABLE, describe_store, embedded_path, get_store, is_new, require_jobflow
 from fieldflows.store.sqlite import SQLiteStore
+from fieldflows.store.transfer import publish_results
 
 __all__ = [
     "STORE_VARIABLE",
@@ -21,5 +22,6 @@ __all__ = [
     "get_store",
     "is_new",
     "publish",
+    "publish_results",
     "require_jobflow",
 ]

@@ -84,7 +84,14 @@ class KeyedCollection:
         Raises:
             StoreError: If the store cannot be written.
         """
-        rows = list(documents)
+        return self.replace(list(documents))
+
+    def replace(self, rows: list[dict[str, Any]]) -> int:
+        """Store rows word for word, replacing those with the same key; return how many.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
         if rows:
             self._prepare()
             patiently(partial(self.store.update, rows, key=self.key_field), self.store)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fieldflows.errors import StoreError
 from fieldflows.schemas.failure import FailureDocument
 from fieldflows.store.collections import KeyedCollection, sibling
-from fieldflows.store.patience import patiently
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -57,8 +55,7 @@ class FailuresCollection(KeyedCollection):
         if rows:
             for known in self.fetch(list(rows)):
                 rows[known[self.key_field]] = _counted(rows[known[self.key_field]], known)
-            patiently(partial(self.store.update, list(rows.values()), key=self.key_field), self.store)
-        return len(rows)
+        return self.replace(list(rows.values()))
 
     def documents(self, criteria: dict[str, Any] | None = None) -> Iterable[FailureDocument]:
         """Yield the failures that match a Mongo filter, as documents of the present schema version."""

@@ -25,6 +25,29 @@ def refuse_code(criteria: Any) -> None:
             refuse_code(value)
 
 
+def matches(criteria: Mapping[str, Any], document: Mapping[str, Any]) -> bool:
+    """Return whether a document matches a Mongo filter.
+
+    Args:
+        criteria: The filter; an empty one is matched by all documents.
+        document: The document.
+
+    Raises:
+        StoreError: If the filter cannot be applied.
+
+    Example:
+        >>> matches({"n": {"$gt": 2}}, {"n": 2.4}), matches({"n": {"$gt": 2}}, {})
+        (True, False)
+    """
+    from mongomock_ng import OperationFailure
+    from mongomock_ng.filtering import filter_applies
+
+    try:
+        return not criteria or bool(filter_applies(criteria, document))
+    except (OperationFailure, NotImplementedError, TypeError) as error:
+        raise StoreError(f"The filter {criteria} cannot be applied: {error}.") from error
+
+
 def sort_documents(documents: list[dict[str, Any]], order: Mapping[str, int]) -> list[dict[str, Any]]:
     """Sort documents in place as MongoDB does, and return them.
 

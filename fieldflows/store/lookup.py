@@ -20,6 +20,9 @@ from typing import Any
 
 from fieldflows.store import encoding, partial, prefilter
 
+WALK = 6000
+"""Rows that are looked at in the order of an index before the whole table is read: a few milliseconds."""
+
 _PORTION = 500
 
 
@@ -75,10 +78,20 @@ class Lookup:
         connection.execute("COMMIT")
 
     def _is_there(self, connection: Any) -> bool:
-        question = "SELECT 1 FROM sqlite_master WHERE type='trigger' AND name=?"
-        return connection.execute(question, (f"{self._label}:delete",)).fetchone() is not None
+        return all(self._has(connection, name) for name in ("delete", *self.columns.lists[-1:]))
+
+    def _has(self, connection: Any, name: str) -> bool:
+        question = "SELECT 1 FROM sqlite_master WHERE name=?"
+        return connection.execute(question, (f"{self._label}:{name}",)).fetchone() is not None
 
     def _create(self, connection: Any) -> None:
+        if not self._has(connection, "delete"):
+            self._create_table(connection)
+        # What only asks for texts of a list reads the index, which is much shorter than the table.
+        for name in self.columns.lists:
+            connection.execute(f'CREATE INDEX IF NOT EXISTS "{self._label}:{name}" ON {self.table} ("{name}")')
+
+    def _create_table(self, connection: Any) -> None:
         names = ", ".join(f'"{name}"' for name in self.columns.all)
         connection.execute(f"CREATE TABLE {self.table} (id INTEGER PRIMARY KEY, odd, {names})")
         connection.execute(f'CREATE INDEX "{self._label}:odd" ON {self.table} (odd) WHERE odd')
@@ -149,18 +162,42 @@ class Lookup:
         columns, first = self.columns, next(iter(order), None)
         # In the order of an index, each row is looked up in the table: quick where the first ones match, slow where
         # few do.  Then reading the whole table and sorting what matches is quicker.
-        is_walk = _mentioned(criteria) <= {first}
+        mentioned = _mentioned(criteria)
+        is_walk = mentioned <= {first}
+        if first is not None and limit and not is_walk and not mentioned & columns.searched:
+            found = self._first_ones(connection, criteria, order, limit)
+            if len(found) == limit:
+                return found
         if is_walk and first is not None:
             columns = replace(columns, searched=columns.searched | {first})
         condition, parameters = prefilter.superset(criteria, columns)
+        source, last = self.table, "id"
+        if not order and len(mentioned) == 1 and mentioned <= set(columns.lists):
+            source, last = f'{self.table} INDEXED BY "{self._label}:{min(mentioned)}"', "+id"
         terms = [
             f'{"" if is_walk else "+"}"{name}" {"ASC" if direction > 0 else "DESC"}'
             for name, direction in order.items()
         ]
         rows = connection.execute(
-            f"SELECT id FROM {self.table} WHERE {condition} ORDER BY {', '.join([*terms, 'id'])} LIMIT ?",
+            f"SELECT id FROM {source} WHERE {condition} ORDER BY {', '.join([*terms, last])} LIMIT ?",
             [*parameters, limit or -1],
         )
+        return [row[0] for row in rows]
+
+    def _first_ones(
+        self, connection: Any, criteria: Mapping[str, Any], order: Mapping[str, int], limit: int
+    ) -> list[int]:
+        """Return those of the first rows in order that may match; all of these if they are as many as asked for."""
+        first = next(iter(order))
+        start, parameters = prefilter.superset(
+            {"$and": _about(criteria, first)}, replace(self.columns, searched=frozenset({first}))
+        )
+        condition, more = prefilter.superset(criteria, self.columns)
+        mentioned = _mentioned(criteria) | set(order)
+        names = ", ".join(f'"{name}"' for name in self.columns.all if name in mentioned)
+        terms = [f'"{name}" {"ASC" if direction > 0 else "DESC"}' for name, direction in order.items()]
+        walk = f"SELECT id, {names} FROM {self.table} WHERE {start} ORDER BY {', '.join([*terms, 'id'])} LIMIT {WALK}"
+        rows = connection.execute(f"SELECT id FROM ({walk}) WHERE {condition} LIMIT ?", [*parameters, *more, limit])
         return [row[0] for row in rows]
 
     def _values(self, document: Mapping[str, Any]) -> list[Any] | None:
@@ -186,13 +223,21 @@ class Lookup:
         return values
 
 
-def _mentioned(criteria: Mapping[str, Any]) -> set[str | None]:
-    found: set[str | None] = set()
+def _mentioned(criteria: Mapping[str, Any]) -> set[str]:
+    found: set[str] = set()
     for key, value in criteria.items():
         if key.startswith("$") and isinstance(value, list | tuple):
             found.update(*(_mentioned(item) for item in value if isinstance(item, Mapping)))
         else:
             found.add(key)
+    return found
+
+
+def _about(criteria: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
+    """Return the parts of a filter that are about one path and must all hold."""
+    found: list[dict[str, Any]] = [{path: criteria[path]}] if path in criteria else []
+    for item in criteria.get("$and", ()):
+        found += _about(item, path) if isinstance(item, Mapping) else []
     return found
 
 

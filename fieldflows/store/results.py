@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fieldflows.errors import StoreError
 from fieldflows.schemas.dielectric import DielectricDocument
 from fieldflows.store.collections import KeyedCollection, sibling
-from fieldflows.store.patience import patiently
+from fieldflows.store.versions import with_zone
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -97,10 +95,7 @@ class ResultsCollection(KeyedCollection):
         keyless = next((row for row in rows if not row.get("key")), None)
         if keyless is not None:
             raise StoreError(f"A document of {keyless.get('formula_pretty', 'unknown formula')} has no key.")
-        if rows:
-            self._prepare()
-            patiently(partial(self.store.update, rows, key="key"), self.store)
-        return len(rows)
+        return self.replace(rows)
 
     def ranked(
         self,
@@ -147,14 +142,5 @@ def publish(job_store: JobStore, criteria: dict[str, Any] | None = None) -> int:
     for row in job_store.query({"metadata.task": "dielectric", **(criteria or {})}, properties=["output"]):
         output = row.get("output") or {}
         documents = output.get("results", [output] if output.get("key") else [])
-        count += results.put([DielectricDocument.from_json_dict(_with_zone(document)) for document in documents])
+        count += results.put([DielectricDocument.from_json_dict(with_zone(document)) for document in documents])
     return count
-
-
-def _with_zone(value: Any) -> Any:
-    """Return a document whose dates say that they are in UTC, which MongoDB leaves out."""
-    if isinstance(value, dict):
-        return {key: _with_zone(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_zone(item) for item in value]
-    return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value

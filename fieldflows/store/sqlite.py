@@ -12,13 +12,13 @@ from maggma.core import Sort, Store
 
 from fieldflows.errors import StoreError
 from fieldflows.store import encoding, partial, prefilter
-from fieldflows.store.filters import refuse_code, sort_documents
+from fieldflows.store.filters import matches, refuse_code, sort_documents
 from fieldflows.store.lookup import Lookup
 from fieldflows.store.projection import kept_roots, project
 from fieldflows.store.sqlite_file import SQLiteFile
 
 _COLLECTION = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-_FETCH = 200
+_FETCH, _SPARE = 200, 20
 
 
 class SQLiteStore(Store):
@@ -350,8 +350,8 @@ class SQLiteStore(Store):
         refuse_code(criteria)
         order = _directions(sort)
         wanted = skip + limit if limit else 0
-        # The table lets a few documents through that do not match: some more are taken, then all.
-        for size in (2 * wanted + _FETCH, 0) if wanted else (0,):
+        # The table may let a document through that does not match: some more are taken, then all.
+        for size in (wanted + wanted // 10 + _SPARE, 0) if wanted else (0,):
             numbers = self._candidates(criteria, order, size)
             if numbers is None:
                 return None
@@ -381,9 +381,6 @@ class SQLiteStore(Store):
         self, numbers: list[int], criteria: dict[str, Any], fields: list[str] | None, ahead: int = _FETCH
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield those of the rows that match, in the order given; only some top-level fields, or all (None)."""
-        from mongomock_ng import OperationFailure
-        from mongomock_ng.filtering import filter_applies
-
         # Documents come in portions, so that neither the memory nor a lock is held for the whole of a long loop.
         for start in range(0, len(numbers), ahead):
             portion = numbers[start : start + ahead]
@@ -397,11 +394,7 @@ class SQLiteStore(Store):
                 if number not in texts:
                     continue
                 document = partial.assembled(fields, texts[number])
-                try:
-                    matches = not criteria or filter_applies(criteria, document)
-                except (OperationFailure, NotImplementedError, TypeError) as error:
-                    raise StoreError(f"The filter {criteria} cannot be applied: {error}.") from error
-                if matches:
+                if matches(criteria, document):
                     yield number, document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 from pymatgen.core import Lattice, Structure
 from pymongo.errors import AutoReconnect
 
+from fieldflows.backends.toy import ToyModel
 from fieldflows.errors import (
     ArtifactError,
     DataError,
@@ -30,6 +32,8 @@ from fieldflows.errors import (
     Unreachable,
     WrongAnswer,
 )
+from fieldflows.properties.dielectric import DielectricProperty, DielectricSettings
+from fieldflows.properties.run import run_property
 from fieldflows.schemas import migrations
 from fieldflows.schemas.artifact import ArtifactReference
 from fieldflows.schemas.common import Document, Flag, finite_or_none, make_flag, structure_from_dict
@@ -42,6 +46,12 @@ from fieldflows.schemas.provenance import ModelCard, Provenance, Relaxation
 from fieldflows.schemas.training import TrainingDocument
 
 GOLDEN = Path(__file__).parent / "golden"
+MIGRATED = {
+    "dielectric_1.json": ("schema_version", "key", "provenance"),
+    "failure_1.json": ("schema_version",),
+    "training_1.json": ("schema_version",),
+}
+"""What migrations change in documents of older versions."""
 DOCUMENTS = (DielectricDocument, FailureDocument, ModeSet, Flag, ModelCard, Provenance, Relaxation)
 DOCUMENTS += (ArtifactReference, DatasetDocument, RegisteredModel, ModelDocument)
 
@@ -85,6 +95,7 @@ def test_documents_are_strict(cls):
     ("name", "cls"),
     [
         ("dielectric_1.json", DielectricDocument),
+        ("dielectric_2.json", DielectricDocument),
         ("failure_1.json", FailureDocument),
         ("failure_2.json", FailureDocument),
         ("training_1.json", TrainingDocument),
@@ -97,7 +108,7 @@ def test_golden_documents_still_load_and_round_trip(name, cls):
     assert loaded.schema_version == cls.latest_version
     again = cls.from_json_dict(json.loads(json.dumps(loaded.to_json_dict(), allow_nan=False)))
     assert again == loaded
-    changed = {"structure"} if stored["schema_version"] == cls.latest_version else {"structure", "schema_version"}
+    changed = {"structure", *MIGRATED.get(name, ())}
     for key in set(stored) - changed:
         assert loaded.to_json_dict()[key] == stored[key], key
 
@@ -290,6 +301,30 @@ def test_migrations_go_step_by_step(monkeypatch: pytest.MonkeyPatch):
             Note.from_json_dict({**old, "schema_version": version})
     with pytest.raises(DataError, match="version 4"):
         Note.from_json_dict({**latest.to_json_dict(), "schema_version": 4})
+
+
+@pytest.mark.parametrize("extra", [{}, {"relax": {"force_threshold": 0.01}, "head": "pbe"}])
+@pytest.mark.parametrize("ionic", [True, False])
+def test_dielectric_documents_of_version_1_get_the_keys_of_today(extra: dict, ionic: bool):
+    """Version 1 had ``ionic`` in the hash of the settings; written that way by hand, it must lead to today's key."""
+    crystal, model = bulk("MgO", "rocksalt", 4.21), ToyModel()
+    prop = DielectricProperty(DielectricSettings(ionic=ionic))
+    (today,) = (document.to_json_dict() for document in run_property(prop, [crystal], model, extra_settings=extra))
+    provenance, card = today["provenance"], today["provenance"]["model"]
+    settings = {name: value for name, value in provenance["settings"].items() if name not in extra}
+    assert settings["ionic"] is ionic
+    hashed = {"settings": settings, "extra": extra, "dtype": card["dtype"], "hessian_model": None}
+    digest = hashlib.sha256(json.dumps(hashed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    namespace = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/fieldflows/fieldflows")
+    key = str(uuid.uuid5(namespace, f"dielectric|{provenance['input_structure_hash']}|{card['sha256']}|{digest}|1"))
+    old = {**today, "schema_version": 1, "key": key, "provenance": {**provenance, "settings_hash": digest}}
+    del old["reference"]
+    assert DielectricDocument.from_json_dict(old).to_json_dict() == today
+    assert key != today["key"]
+    # settings that do not lead to the stored hash: the document is read, under its own key
+    other = {**old, "provenance": {**provenance, "settings_hash": "0" * 64}}
+    read = DielectricDocument.from_json_dict(other)
+    assert (read.key, read.schema_version, read.provenance.settings_hash) == (key, 2, "0" * 64)
 
 
 def test_readable_without_torch_and_jobflow():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fieldflows.store import ResultsCollection, SQLiteStore, encoding
+from fieldflows.store import ResultsCollection, SQLiteStore, encoding, lookup, sqlite
 from fieldflows.store.lookup import Lookup
 from fieldflows.store.partial import needed, roots
 from fieldflows.store.prefilter import Columns, superset
@@ -93,9 +93,17 @@ projections = st.one_of(
     skip=st.integers(0, 2),
     limit=st.integers(0, 4),
     properties=projections,
+    walk=st.sampled_from([2, 6, 6000]),
 )
 def test_questions_agree_with_mongomock(
-    tmp_path: Path, rows: list[dict], criteria: dict, order: dict, skip: int, limit: int, properties: list | None
+    tmp_path: Path,
+    rows: list[dict],
+    criteria: dict,
+    order: dict,
+    skip: int,
+    limit: int,
+    properties: list | None,
+    walk: int,
 ) -> None:
     collection = mongomock_ng.MongoClient().db.c
     collection.insert_many([dict(row) for row in rows])
@@ -105,7 +113,11 @@ def test_questions_agree_with_mongomock(
     store = store_with_table(tmp_path / "h.db")
     store.remove_docs({})
     store.update(rows)
-    assert list(store.query(criteria, properties, sort=order, skip=skip, limit=limit)) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        # few rows in order are looked at first, and no more are taken than asked for
+        patch.setattr(lookup, "WALK", walk)
+        patch.setattr(sqlite, "_SPARE", 0)
+        assert list(store.query(criteria, properties, sort=order, skip=skip, limit=limit)) == expected
     assert store.count(criteria) == collection.count_documents(criteria)
 
 
@@ -246,3 +258,44 @@ def test_conditions_on_columns() -> None:
         {"tags.0": "O"},
     ):
         assert superset(nothing, columns) == ("1", [])
+
+
+def test_questions_for_elements_alone_read_a_short_index(tmp_path: Path) -> None:
+    store = store_with_table(tmp_path / "s.db")
+    store.update([{"key": f"k{i}", "tags": ["O", "Ti"][: 1 + i % 2]} for i in range(20)])
+    table = Lookup("c", SCALARS, LISTS, ["a"], ["p.q"])
+    with sqlite3.connect(store.path) as connection:
+        # as a file of a version that had no such index
+        connection.execute(f'DROP INDEX "{table._label}:tags"')
+        connection.execute(f'DROP INDEX "{table._label}:flags.code"')
+    store.close()
+    assert [doc["key"] for doc in store.query({"tags": "Ti"}, ["key"], limit=3)] == ["k1", "k3", "k5"]
+    with store._file.reading() as connection:
+        seen: list[str] = []
+        connection.set_trace_callback(seen.append)
+        assert store.count({"$and": [{"tags": "O"}, {"tags": "Ti"}]}) == 10
+        connection.set_trace_callback(None)
+        (asked,) = [text for text in seen if "INDEXED BY" in text]
+        plan = str(connection.execute(f"EXPLAIN QUERY PLAN {asked}").fetchall())
+    assert "COVERING INDEX" in plan
+
+
+def test_the_first_rows_in_order_are_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where hits are frequent the table is not sorted; where they are rare it is read once."""
+    monkeypatch.setattr(lookup, "WALK", 50)
+    store = store_with_table(tmp_path / "s.db")
+    store.update([{"key": f"k{i:03}", "a": None, "b": i, "tags": ["O"] if i % 2 else ["Ti"]} for i in range(300)])
+    store.update({"key": "rare", "b": 0.5, "tags": ["Pu"]})
+    with store._file.reading() as connection:
+        for criteria, expected, walked in (
+            ({"tags": "O"}, ["k299", "k297", "k295"], True),
+            ({"$and": [{"tags": "O"}, {"b": {"$lt": 100}}]}, ["k099", "k097", "k095"], True),
+            ({"tags": "Pu"}, ["rare"], False),
+        ):
+            seen: list[str] = []
+            connection.set_trace_callback(seen.append)
+            assert [doc["key"] for doc in store.query(criteria, ["key"], {"b": -1}, limit=3)] == expected
+            connection.set_trace_callback(None)
+            asked = [text for text in seen if "ORDER BY" in text]
+            assert "LIMIT 50" in asked[0]
+            assert len(asked) == 1 if walked else len(asked) > 1
