@@ -247,11 +247,11 @@ def test_what_is_killed_early_or_in_a_batch(engine) -> None:
         deadline = time.monotonic() + 60
         while not kill_job(ids[1]) and time.monotonic() < deadline:
             time.sleep(0.005)
-        while not engine.states(ids)["running"] and time.monotonic() < deadline:
+        while not engine.states(ids[:1])["running"] and time.monotonic() < deadline:
             time.sleep(0.1)
-        # the batch itself, its command line names the batch and not the job
-        assert kill_job("batch_handle") >= 1 or kill_job("jobs_handle_dir") >= 1
-        assert kill_job(ids[0]) >= 1
+        assert kill_job("jobs_handle_dir") >= 1  # the batch, before it can say that the job has ended
+        while not kill_job(ids[0]) and time.monotonic() < deadline:
+            time.sleep(0.005)
         assert process.wait(100) == 0
     finally:
         process.kill()
