@@ -219,6 +219,9 @@ def test_which_project(write, projects: Path) -> None:
     content["runner"]["delay_checkout"] = f"soon {SECRET}"
     (projects / "trial.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     refused(lambda: find_project("trial"), SettingsError, "trial.yaml is wrong at runner.delay_checkout")
+    template = (ROOT / "workflows/remote/fieldflows.yaml").read_text(encoding="utf-8")
+    (projects / "trial.yaml").write_text(template, encoding="utf-8")
+    refused(lambda: find_project("fieldflows"), SettingsError, r"absolute path; \$\{HOME\} is not filled in")
     (projects / "trial.yaml").write_text("name: [", encoding="utf-8")
     refused(lambda: find_project("trial"), SettingsError, "trial.yaml cannot be read")
     (projects / "trial.yaml").unlink()
