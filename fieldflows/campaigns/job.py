@@ -153,7 +153,8 @@ def chunk_job(work: Work, name: str | None = None, metadata: Mapping[str, Any] |
             "n_structures": len(work.items),
             "model_sha256": specs[0].model.sha256,
             "code_version": __version__,
-        }
+        },
+        dynamic=False,  # jobs that this one adds say for themselves what they are
     )
     return made
 
