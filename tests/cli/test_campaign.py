@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from ase.build import bulk
 from ase.io import write
 
 from fieldflows.backends.toy import ToyModel
+from fieldflows.campaigns.campaign import work_locally
 from fieldflows.campaigns.records import Campaigns, Chunks, Progress
 from fieldflows.store import FailuresCollection, ResultsCollection, get_store
+from fieldflows.testing.mongodb import memory_mongodb
 from tests.campaigns.made import crystals
 
 SECRET = "hunter2"
@@ -44,8 +48,8 @@ def campaign(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
 
 
 @pytest.fixture
-def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the model was asked, crystal by crystal; ``Broken`` stands for a formula that fails."""
+def evaluations(broken: set[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The formulas that the model was asked for; those in ``broken`` fail."""
     asked: list[str] = []
     real = ToyModel._respond
 
@@ -59,13 +63,10 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-broken: set[str] = set()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_broken():
-    yield
-    broken.clear()
+@pytest.fixture
+def broken() -> set[str]:
+    """Formulas at which the model fails."""
+    return set()
 
 
 def documents(path: str = "salts.db") -> list[dict]:
@@ -145,7 +146,7 @@ def test_only_write_leaves_the_work(campaign, evaluations) -> None:
     assert len(Chunks.of(get_store("salts.db")).numbers("salts")) == 3
 
 
-def test_one_that_fails_and_is_tried_again(campaign, evaluations) -> None:
+def test_one_that_fails_and_is_tried_again(campaign, broken, evaluations) -> None:
     broken.add("ClNa")
     answer = campaign("submit", "salts.yaml")
     assert answer.code == 1
@@ -163,13 +164,11 @@ def test_one_that_fails_and_is_tried_again(campaign, evaluations) -> None:
     assert FailuresCollection.of(get_store("salts.db")).count() == 0
 
 
-def test_nothing_that_can_be_done(campaign) -> None:
+def test_nothing_that_can_be_done(campaign, broken, evaluations) -> None:
     broken.update({"MgO", "ClNa", "FLi", "BrK", "CaO"})
-    real, ToyModel._respond = ToyModel._respond, lambda *words: (_ for _ in ()).throw(ValueError("never"))
-    try:
-        assert campaign("submit", "salts.yaml").code == 2
-    finally:
-        ToyModel._respond = real
+    assert campaign("submit", "salts.yaml").code == 2
+    assert documents() == []
+    assert len(set(evaluations)) == 5
     Path("empty.cif").write_text("")
     Path("empty.yaml").write_text(FILE.replace("salts.extxyz", "empty.cif").replace("name: salts", "name: none"))
     answer = campaign("submit", "empty.yaml")
@@ -182,8 +181,7 @@ def test_several_processes(campaign) -> None:
     assert answer.code == 0
     assert len(documents()) == 12
     owners = {row["owner"] for row in Progress.of(get_store("salts.db")).of_campaign("salts")}
-    import os
-
+    assert owners
     assert not any(owner.endswith(f":{os.getpid()}") for owner in owners)
 
 
@@ -246,7 +244,7 @@ def test_exports_have_the_same_rows(campaign) -> None:
         (["submit", "salts.yaml", "--workers", "0"], "workers"),
         (["submit", "salts.yaml", "--store", "no/such/folder/s.db"], "does not exist"),
         (["status", "salts"], "There is no store"),
-        (["status", "salt", "--store", "other.db"], "There is no campaign 'salt' in this store. Did you mean 'other'?"),
+        (["status", "salt", "--store", "other.db"], "There is no campaign 'salt' in this store. Known: other."),
         (["resume", "salts", "--store", "other.db"], "There is no campaign 'salts' in this store"),
         (["cancel", "salts", "--store", "other.db"], "There is no campaign 'salts' in this store"),
         (["export", "salts", "--store", "other.db"], "There is no campaign 'salts' in this store"),
@@ -263,12 +261,13 @@ def test_what_prevents_everything_is_one_line(campaign, monkeypatch, words: list
     Path("other.yaml").write_text(other)
     campaign("submit", "other.yaml", "--only-write")
     Path("other.yaml").write_text(other.replace("n < 1.9", "n < 1.8"))
-    Path("wrong.yaml").write_text(FILE.replace("n < 1.9", "m < 1.9").replace("  - name: lattice", "  - name: lattice"))
+    Path("wrong.yaml").write_text(FILE.replace("n < 1.9", "m < 1.9"))
     answer = campaign(*words)
     assert answer.code == 2
-    assert reason.replace("'other'?", "") in answer.err
-    assert answer.err.splitlines()[-1].startswith("Error: ")
-    assert "Traceback" not in answer.err
+    assert reason in answer.err
+    remarks = answer.err.splitlines()
+    assert remarks.pop().startswith("Error: ")
+    assert remarks in ([], ["Campaign salts: 12 crystals in 3 chunks"])
 
 
 def test_a_password_is_never_shown(campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +293,6 @@ def test_a_password_is_never_shown(campaign, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_manifest_holds_no_address(campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fieldflows.testing.mongodb import memory_mongodb
-
     with memory_mongodb() as server:
         monkeypatch.setenv("WHERE", f"{server}/fieldflows_secret?appName={SECRET}")
         Path("salts.yaml").write_text(FILE.replace("salts.db", "$WHERE"))
@@ -314,11 +311,9 @@ def test_watching_ends_when_all_is_done(campaign, monkeypatch: pytest.MonkeyPatc
 
     def sleep(seconds: float) -> None:
         shown.append(seconds)
-        from fieldflows.campaigns.campaign import work_locally
-
         work_locally(get_store("salts.db"), "salts")
 
-    monkeypatch.setattr("fieldflows.cli.campaign.time.sleep", sleep)
+    monkeypatch.setattr("fieldflows.cli.campaign.time", SimpleNamespace(sleep=sleep))
     answer = campaign("status", "salts.yaml", "--watch", "5")
     assert (answer.code, shown) == (0, [5.0])
     assert answer.out.count("Campaign salts:") == 2
@@ -326,8 +321,6 @@ def test_watching_ends_when_all_is_done(campaign, monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_interrupt_says_how_to_go_on(campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signal
-
     real = ToyModel._respond
     count = 0
 
@@ -347,9 +340,8 @@ def test_an_interrupt_says_how_to_go_on(campaign, monkeypatch: pytest.MonkeyPatc
     assert len(documents()) == 12
 
 
-def test_another_model_of_the_same_name_is_refused(campaign, cli) -> None:
+def test_another_model_of_the_same_name_is_refused(campaign) -> None:
     """A worker computes with the model that was planned, or not at all."""
-    write("one.extxyz", bulk("MgO", "rocksalt", 4.21), format="extxyz")
     campaign("submit", "salts.yaml", "--only-write")
     store = get_store("salts.db")
     manifest = Campaigns.of(store).require("salts")
