@@ -33,16 +33,16 @@ stages:
   - name: lattice
     where: n < 1.9
     settings: {ionic: true}
-chunks: {structures: 5}
+chunks: {structures: 3}
 store: salts.db
 """
 
 
 @pytest.fixture
 def campaign(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
-    """Run a command of the group in a folder with a campaign file of twelve crystals."""
+    """Run a command of the group in a folder with a campaign file of six crystals."""
     monkeypatch.setenv("FIELDFLOWS_JOURNALS", str(tmp_path / "journals"))
-    write("salts.extxyz", crystals(12), format="extxyz")
+    write("salts.extxyz", crystals(6), format="extxyz")
     Path("salts.yaml").write_text(FILE, encoding="utf-8")
     return lambda *words: cli("campaign", *words)
 
@@ -80,37 +80,32 @@ def test_plan_shows_and_writes_nothing(campaign) -> None:
     answer = campaign("plan", "more.yaml")
     assert answer.code == 0
     for text in (
-        "12 distinct crystals, 24 atoms; 1 duplicates, 1 that cannot be used",
-        "n < 1.9", "toy (", "3 chunks", "is empty",
+        "6 distinct crystals, 12 atoms; 1 duplicates, 1 that cannot be used",
+        "n < 1.9", "toy (", "2 chunks", "is empty",
     ):  # fmt: skip
         assert text in answer.out
     assert not Path("salts.db").exists()
     data = json.loads(campaign("plan", "more.yaml", "--json").out)
-    assert (data["crystals"], data["atoms"], data["duplicates"], data["unreadable"], data["chunks"]) == (
-        12,
-        24,
-        1,
-        1,
-        3,
-    )
-    assert [stage["at_most"] for stage in data["stages"]] == [12, 12]
+    counts = [data[name] for name in ("crystals", "atoms", "duplicates", "unreadable", "chunks")]
+    assert counts == [6, 12, 1, 1, 2]
+    assert [stage["at_most"] for stage in data["stages"]] == [6, 6]
     assert data["failures"][0]["error_type"] == "InputError"
     assert not Path("salts.db").exists()
     # what is stored already, in a store that is there
     assert campaign("submit", "salts.yaml").code == 0
     before = Path("salts.db").read_bytes()
     data = json.loads(campaign("plan", "more.yaml", "--json").out)
-    assert [stage["stored"] for stage in data["stages"]] == [12, sum(d["status_ionic"] == "ok" for d in documents())]
+    assert [stage["stored"] for stage in data["stages"]] == [6, sum(d["status_ionic"] == "ok" for d in documents())]
     assert Path("salts.db").read_bytes() == before
 
 
 def test_submit_computes_and_the_second_time_finds(campaign, evaluations) -> None:
     answer = campaign("submit", "salts.yaml")
     assert answer.code == 0
-    assert "Campaign salts: 12 crystals in 3 chunks" in answer.err
-    assert "Campaign salts: 12 crystals, complete" in answer.out
+    assert "Campaign salts: 6 crystals in 2 chunks" in answer.err
+    assert "Campaign salts: 6 crystals, complete" in answer.out
     found = documents()
-    assert len(found) == 12
+    assert len(found) == 6
     assert {doc["status_ionic"] for doc in found} == {"ok", "not_requested"}
     assert evaluations
     evaluations.clear()
@@ -119,7 +114,7 @@ def test_submit_computes_and_the_second_time_finds(campaign, evaluations) -> Non
     data = json.loads(again.out)
     assert data["complete"] is True
     done = [stage["done"] for stage in data["stages"]]
-    assert done == [12, sum(doc["status_ionic"] == "ok" for doc in found)]
+    assert done == [6, sum(doc["status_ionic"] == "ok" for doc in found)]
 
 
 @pytest.mark.parametrize("name", ["salts", "salts.yaml"])
@@ -127,13 +122,13 @@ def test_a_campaign_by_its_name_or_its_file(campaign, name: str) -> None:
     assert campaign("submit", "salts.yaml", "--only-write").code == 0
     store = [] if name == "salts.yaml" else ["--store", "salts.db"]
     data = json.loads(campaign("status", name, *store, "--json").out)
-    assert (data["campaign"], data["complete"], data["stages"][0]["pending"]) == ("salts", False, 12)
+    assert (data["campaign"], data["complete"], data["stages"][0]["pending"]) == ("salts", False, 6)
     answer = campaign("status", name, *store)
     assert answer.code == 0
     assert "0 workers at work; time left unknown" in answer.out
     assert campaign("resume", name, *store).code == 0
     assert "complete" in campaign("status", name, *store).out
-    assert len(list(csv.DictReader(io.StringIO(campaign("export", name, *store).out)))) == 12
+    assert len(list(csv.DictReader(io.StringIO(campaign("export", name, *store).out)))) == 6
     assert campaign("cancel", name, *store).code == 0
     assert campaign("remove", name, *store, "--yes").code == 0
 
@@ -143,16 +138,16 @@ def test_only_write_leaves_the_work(campaign, evaluations) -> None:
     assert (answer.code, answer.out, evaluations) == (0, "", [])
     assert "fieldflows campaign resume salts" in answer.err
     assert documents() == []
-    assert len(Chunks.of(get_store("salts.db")).numbers("salts")) == 3
+    assert len(Chunks.of(get_store("salts.db")).numbers("salts")) == 2
 
 
 def test_one_that_fails_and_is_tried_again(campaign, broken, evaluations) -> None:
     broken.add("ClNa")
     answer = campaign("submit", "salts.yaml")
     assert answer.code == 1
-    assert "3 ValueError" in answer.out
+    assert "1 ValueError" in answer.out
     assert "no such luck" in answer.out
-    assert len(documents()) == 9
+    assert len(documents()) == 5
     evaluations.clear()
     assert campaign("resume", "salts.yaml").code == 1
     assert evaluations == []
@@ -160,7 +155,7 @@ def test_one_that_fails_and_is_tried_again(campaign, broken, evaluations) -> Non
     data = json.loads(campaign("resume", "salts.yaml", "--retry-failed", "--json").out)
     assert [stage["failed"] for stage in data["stages"]] == [{}, {}]
     assert set(evaluations) == {"ClNa"}
-    assert len(documents()) == 12
+    assert len(documents()) == 6
     assert FailuresCollection.of(get_store("salts.db")).count() == 0
 
 
@@ -179,7 +174,7 @@ def test_nothing_that_can_be_done(campaign, broken, evaluations) -> None:
 def test_several_processes(campaign) -> None:
     answer = campaign("submit", "salts.yaml", "--workers", "2")
     assert answer.code == 0
-    assert len(documents()) == 12
+    assert len(documents()) == 6
     owners = {row["owner"] for row in Progress.of(get_store("salts.db")).of_campaign("salts")}
     assert owners
     assert not any(owner.endswith(f":{os.getpid()}") for owner in owners)
@@ -191,9 +186,9 @@ def test_cancel_list_and_remove(campaign, monkeypatch: pytest.MonkeyPatch) -> No
     assert answer.out == (
         "Campaign salts is canceled; 0 queued jobs were taken back. `campaign resume` goes on with it.\n"
     )
-    assert "12 crystals, canceled" in campaign("status", "salts.yaml").out
+    assert "6 crystals, canceled" in campaign("status", "salts.yaml").out
     (row,) = json.loads(campaign("list", "--store", "salts.db", "--json").out)
-    assert (row["campaign"], row["crystals"], row["chunks"], row["ready"]) == ("salts", 12, 3, True)
+    assert (row["campaign"], row["crystals"], row["chunks"], row["ready"]) == ("salts", 6, 2, True)
     assert row["canceled_at"]
     assert campaign("resume", "salts.yaml").code == 0
     (row,) = json.loads(campaign("list", "--store", "salts.db", "--json").out)
@@ -207,7 +202,7 @@ def test_cancel_list_and_remove(campaign, monkeypatch: pytest.MonkeyPatch) -> No
     store = get_store("salts.db")
     assert (list(Campaigns.of(store).query()), list(Chunks.of(store).query())) == ([], [])
     assert list(Progress.of(store).query()) == []
-    assert len(documents()) == 12
+    assert len(documents()) == 6
 
 
 def test_exports_have_the_same_rows(campaign) -> None:
@@ -220,17 +215,17 @@ def test_exports_have_the_same_rows(campaign) -> None:
     assert campaign("export", "salts.yaml").out == campaign("export", "salts.yaml", "--csv").out
     made = json.loads(campaign("export", "salts.yaml", "--json").out)
     answer = campaign("export", "salts.yaml", "--parquet", "t.parquet")
-    assert (answer.code, answer.out, answer.err) == (0, "", "13 rows written to t.parquet\n")
+    assert (answer.code, answer.out, answer.err) == (0, "", "7 rows written to t.parquet\n")
     table = pyarrow.parquet.read_table("t.parquet").to_pylist()
-    assert len(plain) == len(made) == len(table) == 13
+    assert len(plain) == len(made) == len(table) == 7
     keys = {doc["key"]: doc for doc in documents()}
-    for number in range(12):
+    for number in range(6):
         document = keys[made[number]["key"]]
         assert made[number]["index"] == table[number]["index"] == int(plain[number]["index"]) == number
         for value in (made[number]["n"], table[number]["n"], float(plain[number]["n"])):
             assert value == pytest.approx(document["n"], rel=1e-12)
         assert plain[number]["stage_lattice"] == ("done" if document["n"] < 1.9 else "rejected")
-    assert made[12]["error_type"] == table[12]["error_type"] == plain[12]["error_type"] == "InputError"
+    assert made[6]["error_type"] == table[6]["error_type"] == plain[6]["error_type"] == "InputError"
     assert campaign("export", "salts.yaml", "--csv", "--json").code == 2
 
 
@@ -267,7 +262,7 @@ def test_what_prevents_everything_is_one_line(campaign, monkeypatch, words: list
     assert reason in answer.err
     remarks = answer.err.splitlines()
     assert remarks.pop().startswith("Error: ")
-    assert remarks in ([], ["Campaign salts: 12 crystals in 3 chunks"])
+    assert remarks in ([], ["Campaign salts: 6 crystals in 2 chunks"])
 
 
 def test_a_password_is_never_shown(campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,9 +295,9 @@ def test_the_manifest_holds_no_address(campaign, monkeypatch: pytest.MonkeyPatch
         assert answer.code == 0
         store = get_store(f"{server}/fieldflows_secret")
         rows = [*Campaigns.of(store).query(), *Chunks.of(store).query(), *Progress.of(store).query()]
-        assert len(rows) == 7
+        assert len(rows) == 5
         assert SECRET not in repr(rows) + answer.out + answer.err
-        assert len(documents(f"{server}/fieldflows_secret")) == 12
+        assert len(documents(f"{server}/fieldflows_secret")) == 6
 
 
 def test_watching_ends_when_all_is_done(campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +330,9 @@ def test_an_interrupt_says_how_to_go_on(campaign, monkeypatch: pytest.MonkeyPatc
     answer = campaign("submit", "salts.yaml")
     assert answer.code == 130
     assert "Interrupted. Go on with: fieldflows campaign resume salts" in answer.err
-    assert 0 < len(documents()) < 12
+    assert 0 < len(documents()) < 6
     assert campaign("resume", "salts.yaml").code == 0
-    assert len(documents()) == 12
+    assert len(documents()) == 6
 
 
 def test_another_model_of_the_same_name_is_refused(campaign) -> None:
