@@ -76,6 +76,28 @@ def result_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
     return table(title, columns, rows, left=2 if has_id else 1)
 
 
+def plain_table(documents: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str) -> Table:
+    """Return a table of some fields of documents, whatever they are; keys are shortened.
+
+    Args:
+        documents: Stored documents, as dictionaries.
+        columns: Dotted paths.
+        title: Heading.
+    """
+    from fieldflows.store.export import value_at
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return "–" if value is None else str(value)
+
+    rows = [
+        [cell(value_at(doc, path))[:8] if path == "key" else cell(value_at(doc, path)) for path in columns]
+        for doc in documents
+    ]
+    return table(title, [path.rpartition(".")[2].replace("_", " ") for path in columns], rows, left=3)
+
+
 def failure_table(failures: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of structures that failed."""
     rows = [(item["source"] or item["formula"] or "–", item["stage"], item["message"]) for item in failures]

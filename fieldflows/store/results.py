@@ -20,6 +20,7 @@ RESULTS_COLLECTION = "results"
 
 INDEXED_FIELDS = (
     "key",
+    "task",
     "material_id",
     "formula_pretty",
     "chemsys",
@@ -46,6 +47,7 @@ SELECTIVE_FIELDS = ("key", "material_id", "formula_pretty", "chemsys", "spacegro
 """Those of them of which few results share a value."""
 
 CATEGORY_FIELDS = (
+    "task",
     "nelements",
     "crystal_system",
     "insulating",
