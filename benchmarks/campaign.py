@@ -97,9 +97,8 @@ def timed_campaign(count: int, seed: int, folder: Path) -> dict[str, Any]:
         times[name] = time.perf_counter() - start
         return result
 
-    plan = timed("plan", lambda: campaign.plan(store))
-    timed("write", lambda: write_campaign(plan, store, "benchmark"))
-    del plan
+    plans = [timed("plan", lambda: campaign.plan(store))]
+    timed("write", lambda: write_campaign(plans.pop(), store, "benchmark"))
     computing = timed("work", lambda: _work(store))
     found = timed("status", lambda: status_of(store, "benchmark"))
     timed("again", lambda: _work(store))

@@ -95,10 +95,10 @@ def query_fields() -> dict[str, QueryField]:
 def parse_query(text: str) -> dict[str, Any]:
     """Return the Mongo filter of a query.
 
-    Fields are those of the documents in the results collection, nested ones with dots, elements of a list with ``[0]``;
-    the short names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained), ``in``, ``not in``,
-    ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no comparison by
-    size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
+    Fields are those of the documents in the results collection, nested ones with dots, elements of a list with
+    ``[0]``; the short names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained),
+    ``in``, ``not in``, ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no
+    comparison by size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
     :data:`OPERATORS`.
 
     Args:
