@@ -18,6 +18,7 @@ from benchmarks import figures, page, report
 from benchmarks.cases import TAGS, headline_crystals, primitive, random_model
 from benchmarks.datasets import datasets_table, measure_datasets
 from benchmarks.dynamics import measure_dynamics
+from benchmarks.engines import engines_table, measure_engines
 from benchmarks.environment import environment
 from benchmarks.gpu import measure_gpu, on_device
 from benchmarks.ionic import measure_ionic
@@ -154,6 +155,17 @@ def queries(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def engines(options: argparse.Namespace, console: Console) -> int:
+    """Time what engines add to chunk jobs; 1 if it is too much."""
+    with console.status("running chunks that do next to nothing"):
+        result = measure_engines(options.launches, options.width, options.remote)
+    settings = {"launches": options.launches, "width": options.width, "remote": options.remote}
+    section = {"environment": environment(), "settings": settings, "result": result}
+    report.update(options.output, "engines", section)
+    console.print(engines_table(section))
+    return 0 if all(row["acceptable"] for row in result["engines"]) else 1
+
+
 def pages(options: argparse.Namespace, console: Console) -> int:
     """Put the results into the documentation: tables and figures."""
     sections = report.load(options.output)
@@ -205,6 +217,12 @@ def parser() -> argparse.ArgumentParser:
     word.add_argument("--compare", action="store_true", help="also without the table of fields: minutes")
     word.add_argument("--output", type=Path, default=report.RESULTS)
     word.set_defaults(run=queries)
+    word = words.add_parser("engines", help="what FireWorks and jobflow-remote add to a chunk job")
+    word.add_argument("--launches", type=int, default=30, help="fireworks that are run")
+    word.add_argument("--width", type=int, default=200, help="fireworks in their workflow")
+    word.add_argument("--remote", type=int, default=8, help="chunk jobs of jobflow-remote, for each set of delays")
+    word.add_argument("--output", type=Path, default=report.RESULTS)
+    word.set_defaults(run=engines)
     word = words.add_parser("page", help="tables and figures of the documentation from the results")
     word.add_argument("--output", type=Path, default=page.DATA, help="the results")
     word.set_defaults(run=pages)

@@ -17,6 +17,9 @@ _PUBLIC = {
     "Response": "fieldflows.backends.base",
     "FieldCalculator": "fieldflows.calculators",
     "DielectricMaker": "fieldflows.flows.screening",
+    "Campaign": "fieldflows.campaigns.campaign",
+    "CampaignMaker": "fieldflows.campaigns.maker",
+    "ScreeningMaker": "fieldflows.campaigns.maker",
     "DatasetMaker": "fieldflows.flows.dataset",
     "FerroelectricDatasetMaker": "fieldflows.flows.ferroelectric_dataset",
     "MPDielectricDatasetMaker": "fieldflows.flows.mp_dataset",
@@ -27,6 +30,8 @@ _PUBLIC = {
 }
 
 __all__ = [
+    "Campaign",
+    "CampaignMaker",
     "DatasetMaker",
     "DielectricMaker",
     "EvaluateMaker",
@@ -37,6 +42,7 @@ __all__ = [
     "MPDielectricDatasetMaker",
     "ModelInfo",
     "Response",
+    "ScreeningMaker",
     "TrainMaker",
     "TrainingFlowMaker",
     "__version__",
@@ -46,6 +52,8 @@ __all__ = [
 if TYPE_CHECKING:
     from fieldflows.backends.base import FieldModel, ModelInfo, Response, load_model
     from fieldflows.calculators import FieldCalculator
+    from fieldflows.campaigns.campaign import Campaign
+    from fieldflows.campaigns.maker import CampaignMaker, ScreeningMaker
     from fieldflows.errors import FieldflowsError
     from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker

@@ -39,8 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         from fireworks import LaunchPad
         from jobflow.managers.fireworks import flow_to_workflow
 
+        from fieldflows.store.worker import WorkerStore
+
         # A store that is passed travels in the workflow, password included: without --store, each worker takes its own.
-        LaunchPad.from_file(options.fireworks).add_wf(flow_to_workflow(flow, store=store if options.store else None))
+        chosen = store if options.store else WorkerStore()
+        LaunchPad.from_file(options.fireworks).add_wf(flow_to_workflow(flow, store=chosen))
     else:
         run_locally(flow, store=store, ensure_success=True, raise_immediately=True)
 

@@ -47,12 +47,14 @@ class Policy:
         retry_transient: Try again what failed for reasons that may have passed.
         should_stop: Asked after every batch; True leaves the rest.
         report: See :data:`Report`.
+        campaign: Name of the campaign, for records of failures.
     """
 
     retry_failed: bool = False
     retry_transient: bool = True
     should_stop: Callable[[], bool] = lambda: False
     report: Report = lambda stage, done, failed: None
+    campaign: str | None = None
 
 
 @dataclass
@@ -213,7 +215,7 @@ def _run_batch(
         outcomes[item.index] = _checked(stage, item, outcome)
     seconds = time.perf_counter() - start
     completed = [
-        _completed(stage, item, outcomes[item.index], lost=item in doomed)
+        _completed(stage, item, outcomes[item.index], policy.campaign, lost=item in doomed)
         if isinstance(outcomes[item.index], FailureDocument)
         else outcomes[item.index]
         for item in batch
@@ -258,13 +260,14 @@ def _checked(stage: Stage, item: Item, outcome: Document | FailureDocument) -> D
     )  # fmt: skip
 
 
-def _completed(stage: Stage, item: Item, failure: Any, lost: bool) -> FailureDocument:
+def _completed(stage: Stage, item: Item, failure: Any, campaign: str | None, lost: bool) -> FailureDocument:
     """Return a failure with all that is known of the crystal, under its deterministic key."""
     given = failure.model_dump(exclude={"failure_key", "structure"})
     given |= {
         "key": item.keys[stage.name],
         "extent": stage.extent,
         "task": stage.spec.task,
+        "campaign": campaign,
         "source": item.source,
         "index": item.index,
         "material_id": item.material_id,

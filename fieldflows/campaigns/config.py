@@ -299,7 +299,7 @@ def _where(origin: str, place: Sequence[str | int], lines: dict[Place, int]) -> 
 def _explained(error: ValidationError, origin: str, lines: dict[Place, int]) -> str:
     """Return the first problem with its line, and how many there are."""
     problems = error.errors()
-    first = problems[0]
+    first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")  # a misspelled key misses another
     place = list(first["loc"])
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     named = re.match(r"stages\.(\d+): ", message)

@@ -61,6 +61,7 @@ def summary_job(campaign: str, jobs: Sequence[Job]) -> Job:
 def campaign_flow(plan: Plan) -> Flow:
     """Return the whole of a planned campaign as one flow."""
     name = plan.config.name
-    jobs = chunk_jobs(name, list(enumerate(plan.chunks)), [stage.spec for stage in plan.stages])
+    open_chunks = [(number, items) for number, items in enumerate(plan.chunks) if plan.has_work(items)]
+    jobs = chunk_jobs(name, open_chunks, [stage.spec for stage in plan.stages])
     summary = summary_job(name, jobs)
     return Flow([*jobs, summary], output=summary.output, name=name)

@@ -153,7 +153,8 @@ def chunk_job(work: Work, name: str | None = None, metadata: Mapping[str, Any] |
             "n_structures": len(work.items),
             "model_sha256": specs[0].model.sha256,
             "code_version": __version__,
-        }
+        },
+        dynamic=False,  # jobs that this one adds say for themselves what they are
     )
     return made
 
@@ -208,7 +209,12 @@ def work_on(work: Work, store: JobStore | None, policy: Policy | None = None) ->
             policy = Policy()
             stack.enter_context(stop_signals(lambda: _first(stop)))
         asked = policy.should_stop
-        policy = replace(policy, retry_failed=work.retry_failed, should_stop=lambda: stop.is_set() or asked())
+        policy = replace(
+            policy,
+            campaign=work.campaign,
+            retry_failed=work.retry_failed,
+            should_stop=lambda: stop.is_set() or asked(),
+        )
         watch = _Watch(work, store, passage, stop)
         if not watch.claimed(work.wait):
             return _document(work, passage, start, BUSY), passage

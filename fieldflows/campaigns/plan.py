@@ -56,6 +56,7 @@ class Plan:
         chunks: The crystals cut into portions.
         inputs: Crystals of each input.
         stage_plans: What is known of the stages.
+        stored: Keys of the results that are in the store already, by stage.
     """
 
     config: CampaignConfig
@@ -66,6 +67,13 @@ class Plan:
     chunks: list[list[Item]]
     inputs: dict[str, int]
     stage_plans: list[StagePlan] = field(default_factory=list)
+    stored: dict[str, set[str]] = field(default_factory=dict)
+
+    def has_work(self, items: Sequence[Item]) -> bool:
+        """Return whether something may be left to compute for these crystals."""
+        return any(
+            item.keys[stage.name] not in self.stored.get(stage.name, ()) for item in items for stage in self.stages
+        )
 
     @property
     def seconds(self) -> float:
@@ -197,6 +205,7 @@ def _stage_plans(plan: Plan, store: JobStore | None) -> list[StagePlan]:
     made = []
     for stage in plan.stages:
         stored, failed = stored_and_failed(stage, plan.items, store)
+        plan.stored[stage.name] = stored
         missing = [item for item in plan.items if item.keys[stage.name] not in stored]
         seconds = sum(
             predicted_seconds(stage, len(item.record["numbers"]), float(item.facts["volume"]), plan.config.chunks.speed)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fieldflows.campaigns.chunk import known_facts
+from fieldflows.campaigns.items import USER_FACTS
 from fieldflows.campaigns.records import Chunks, Progress
 from fieldflows.campaigns.stages import Stage, StageSpec
 from fieldflows.schemas.identity import failure_key
@@ -73,7 +74,7 @@ class Survey:
         unreadable: Inputs that could not be read.
         duplicates: Crystals that are equal to another.
         stages: The stages.
-        open_chunks: Numbers of the chunks in which something is to be computed, or may be tried again.
+        open_chunks: Numbers of the chunks in which something is to be computed or entered, or may be tried again.
         failed_chunks: Numbers of the chunks in which something failed for good.
         workers: Workers that are at work now.
         seconds_left: Estimate of the time left with as many workers (one if none is at work); None if unknown.
@@ -123,6 +124,7 @@ class ItemState:
         states: By stage: "done", "failed", "rejected", "pending", "waiting" or "out".
         rows: Results by stage, of the fields asked for.
         failures: Failures by stage.
+        unlabeled: Whether a result does not show what is known of the crystal by now.
     """
 
     entry: dict[str, Any]
@@ -130,6 +132,7 @@ class ItemState:
     states: dict[str, str] = field(default_factory=dict)
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unlabeled: bool = False
 
 
 def walk(store: JobStore, manifest: Mapping[str, Any], fields: Sequence[str] = ()) -> Iterator[ItemState]:
@@ -158,7 +161,9 @@ def _decided(
 
     if not portion:
         return portion
-    needed = {"key", *fields}.union(*(stage.condition.roots for stage in stages), *(stage.fields for stage in stages))
+    needed = {"key", *USER_FACTS, *fields}.union(
+        *(stage.condition.roots for stage in stages), *(stage.fields for stage in stages)
+    )
     needed -= {"structure", "relaxation"} - set(fields)
     keys = list(dict.fromkeys(key for item in portion for key in item.entry["keys"].values()))
     rows = {row["key"]: row for row in ResultsCollection.of(store).fetch(keys, sorted(needed))}
@@ -166,11 +171,13 @@ def _decided(
     found = {row["failure_key"]: row for row in FailuresCollection.of(store).fetch(list(names.values()))}
     for item in portion:
         facts: dict[str, dict[str, Any]] = {"": item.entry["facts"]}
+        given = {name: facts[""][name] for name in USER_FACTS if facts[""].get(name) is not None}
         for stage in stages:
             state = _state(stage, item, rows, found.get(names[item.entry["index"], stage.name]), facts)
             item.states[stage.name] = state
             if state == "done":
                 facts[stage.name] = item.rows[stage.name] = rows[item.entry["keys"][stage.name]]
+                item.unlabeled |= stage.lacks(item.rows[stage.name], given)
             elif state == "failed":
                 item.failures[stage.name] = found[names[item.entry["index"], stage.name]]
     return portion
@@ -216,6 +223,8 @@ def survey(store: JobStore, manifest: Mapping[str, Any]) -> Survey:
     count = 0
     for item in walk(store, manifest):
         count += 1
+        if item.unlabeled:
+            open_chunks.add(item.chunk)
         for name, state in item.states.items():
             into = states[name]
             if state == "failed":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from jobflow import JobStore
 
 from fieldflows.errors import StoreError
 from fieldflows.store.patience import patiently
-from fieldflows.store.select import describe_store, get_store
+from fieldflows.store.select import STORE_VARIABLE, describe_store, embedded_path, get_store
+from fieldflows.store.sqlite import SQLiteStore
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,7 +45,14 @@ class WorkerStore(JobStore):
         chosen = get_store()
         super().__init__(chosen.docs_store, chosen.additional_stores, chosen.save, chosen.load)
         self._resolved = True
-        _LOGGER.info("Results and outputs go to %s.", describe_store())
+        if isinstance(self.docs_store, SQLiteStore) and Path(self.docs_store.path) == embedded_path().absolute():
+            _LOGGER.warning(
+                "%s is not set here: results and outputs go to %s, which other machines may not see.",
+                STORE_VARIABLE,
+                embedded_path(),
+            )
+        else:
+            _LOGGER.info("Results and outputs go to %s.", describe_store())
 
     def update(self, docs: Any, key: list[str] | str | None = None, save: Any = None) -> None:
         """Store outputs of jobs as JobStore does, waiting some minutes for a database server that does not answer.

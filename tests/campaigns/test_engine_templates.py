@@ -48,7 +48,7 @@ def test_configuration_of_fireworks(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["300", "1500", "1500", "/home/me/fireworks/launchpad.yaml"]
+    assert done.stdout.split() == ["300", "1500", "1500", "/users/me/fireworks/launchpad.yaml"]
 
 
 @pytest.mark.parametrize("kind", ["gpu", "cpu"])
@@ -68,7 +68,7 @@ def test_the_slurm_job_of_fireworks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = Template((FIREWORKS / "qadapter_gpu.yaml").read_text(encoding="utf-8")).substitute(PLACES)
     (tmp_path / "qadapter.yaml").write_text(text, encoding="utf-8")
     script = load_object_from_file(str(tmp_path / "qadapter.yaml")).get_script_str("/launch")
-    for line in ("#SBATCH --gres=gpu:1", "#SBATCH --time=04:00:00", ". /home/me/fireworks/worker.env"):
+    for line in ("#SBATCH --gres=gpu:1", "#SBATCH --time=04:00:00", ". /users/me/fireworks/worker.env"):
         assert line in script.splitlines()
     assert not re.search(r"\$\$|None|null", script)
     (words,) = [line.split() for line in script.splitlines() if line.startswith("rlaunch")]

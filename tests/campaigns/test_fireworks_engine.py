@@ -119,6 +119,24 @@ def test_a_killed_worker_is_found_and_its_chunk_finished(launchpad) -> None:
     assert (output["output"]["n_reused"], output["output"]["n_computed"]) == (kept, 64 - kept)
 
 
+def test_what_runs_when_it_is_canceled_or_taken_for_lost_does_no_harm(launchpad, tmp_path: Path) -> None:
+    engine = FireworksEngine()
+    ids = engine.submit(chunk_jobs(2), name="trial", metadata={})
+    launches = dict(launchpad.checkout_fw(fireworks.FWorker(), str(tmp_path))[::-1] for _ in ids)
+    assert engine.states(ids) == NONE | {"running": 2}
+    numbers = {str(firework.fw_id): launch for launch, firework in launches.items()}
+
+    assert engine.cancel(ids[:1]) == 1
+    assert engine.lost(ids, silent_s=0, rerun=True) == ids[1:]
+    assert engine.states(ids) == NONE | {"canceled": 1, "ready": 1}
+    launchpad.complete_launch(numbers[ids[0]], state="COMPLETED")
+    assert engine.states(ids) == NONE | {"canceled": 1, "ready": 1}
+    work(launchpad)
+    launchpad.complete_launch(numbers[ids[1]], state="FIZZLED")
+    assert engine.states(ids) == NONE | {"canceled": 1, "done": 1}
+    assert engine.cancel(ids) == 0
+
+
 def test_many_jobs_are_cut_into_workflows_and_added_once(launchpad) -> None:
     engine = FireworksEngine()
     jobs = chunk_jobs(250)

@@ -42,7 +42,7 @@ def run_page(page: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     work.mkdir()
     home.mkdir()
     env = environment(home)
-    program = folder / (page.stem + ".py")
+    program = folder / f"page_{page.stem}.py"  # not the name of a package that the page imports
     program.write_text(script(page, env), encoding="utf-8")
     return subprocess.run(
         [sys.executable, str(program)], cwd=work, env=env, capture_output=True, text=True, check=False, timeout=600

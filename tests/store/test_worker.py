@@ -68,6 +68,20 @@ def test_it_is_chosen_when_it_connects(here: Path, tmp_path: Path, monkeypatch: 
         _ = store.no_such_thing
 
 
+def test_a_worker_that_nobody_told_where_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("JOBFLOW_CONFIG_FILE", raising=False)
+    monkeypatch.setenv("FIELDFLOWS_STORE", str(tmp_path / "here.db"))
+    WorkerStore().connect()
+    assert "not set here" not in caplog.text
+    monkeypatch.delenv("FIELDFLOWS_STORE")
+    store = WorkerStore()
+    store.connect()
+    assert str(store.docs_store.path).startswith(str(tmp_path))
+    assert "FIELDFLOWS_STORE is not set here" in caplog.text
+
+
 def test_an_outage_at_the_end_of_a_job_costs_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pymongo.errors import AutoReconnect
 

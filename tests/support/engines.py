@@ -19,11 +19,11 @@ from fieldflows.store import ResultsCollection
 ROOT = Path(__file__).parents[2]
 
 PLACES = {
-    "HOME": "/home/me",
-    "FIREWORKS_HOME": "/home/me/fireworks",
+    "HOME": "/users/me",
+    "FIREWORKS_HOME": "/users/me/fireworks",
     "CLUSTER_HOST": "login.cluster.example.org",
     "CLUSTER_USER": "me",
-    "CLUSTER_WORK": "/scratch/me/fieldflows",
+    "CLUSTER_WORK": "/lustre/me/fieldflows",
     "FIELDFLOWS_QUEUE": "mongodb://queue:hunter2@db.example.org/fieldflows_queue",
     "FIELDFLOWS_STORE": "mongodb://results:hunter2@db.example.org/fieldflows",
 }

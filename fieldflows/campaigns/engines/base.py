@@ -174,6 +174,16 @@ def counted(words: Iterable[str], asked: int) -> dict[str, int]:
 
 def first_line(error: BaseException) -> str:
     """Return kind and first line of an error without the passwords of addresses, for messages of one line."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = re.sub(r"//[^\s/]*@", "//", text).split(", Timeout:")[0]
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    text = without_passwords(text).split(", Timeout:")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def without_passwords(text: str) -> str:
+    """Return the first 200 characters of a text, without user names and passwords of addresses.
+
+    Example:
+        >>> without_passwords("mongodb://me:secret@db.example.org/x is away")
+        'mongodb://db.example.org/x is away'
+    """
+    return re.sub(r"//[^\s/]*@", "//", text.strip())[:200]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldflows.campaigns.engines.base import SERVER_TIMEOUT_S, first_line
+from fieldflows.campaigns.engines.base import SERVER_TIMEOUT_S, first_line, without_passwords
 from fieldflows.errors import SettingsError, StoreError, suggestion
 
 if TYPE_CHECKING:
@@ -164,14 +165,17 @@ def _broken(folder: Path, good: Collection[str], name: str | None) -> str:
         if str(path) in good:
             continue
         try:
-            content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            content: Any = yaml.safe_load(text)
             if name is None or not isinstance(content, dict) or content.get("name") == name:
                 Project.model_validate(content)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
             where = ".".join(map(str, first["loc"]))
-            reason = first["msg"].strip().splitlines()[-1]
-            return f"{path.name} is wrong at {where or 'its top'} ({first_line(ValueError(reason))})"
+            reason = without_passwords(first["msg"].strip().splitlines()[-1])
+            left = re.search(r"\$\{\w+\}", text)
+            reason += f"; {left[0]} is not filled in" if left else ""
+            return f"{path.name} is wrong at {where or 'its top'} ({reason})"
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             return f"{path.name} cannot be read ({type(error).__name__})"
     return ""
