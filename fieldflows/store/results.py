@@ -121,7 +121,7 @@ class ResultsCollection(KeyedCollection):
     def _ensure_indexes(self) -> None:
         from fieldflows.store.sqlite import SQLiteStore
 
-        self.store.ensure_index("key")
+        super()._ensure_indexes()
         if isinstance(self.store, SQLiteStore):
             self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS, CATEGORY_FIELDS)
             return

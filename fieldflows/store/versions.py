@@ -96,7 +96,7 @@ def migrate(
     older: list[dict[str, Any]] = [{"task": kind, "schema_version": {"$lt": number}} for kind, number in latest.items()]
     if name == "failure_key":
         older = [{"schema_version": {"$lt": FailureDocument.latest_version}}]
-    keys = [row[name] for row in collection.query({"$or": older}, [name])]
+    keys = collection.keys({"$or": older})
     for start in range(0, len(keys), PORTION):
         fresh: dict[str, dict[str, Any]] = {}
         done: list[str] = []
