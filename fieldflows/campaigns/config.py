@@ -258,6 +258,9 @@ class CampaignConfig(Section):
             if given.dataset is not None and not re.fullmatch(r"[0-9a-f]{64}", given.dataset):
                 changes["dataset"] = place(given.dataset)
             inputs.append(given.model_copy(update=changes))
+        engine = self.engine
+        if engine.launchpad is not None:
+            engine = engine.model_copy(update={"launchpad": place(engine.launchpad)})
         store = None if self.store is None else os.path.expandvars(self.store)
         if store is not None and "://" not in store:
             store = place(store)
@@ -266,7 +269,8 @@ class CampaignConfig(Section):
             stage if stage.model is None else stage.model_copy(update={"model": self._placed(stage.model, base)})
             for stage in self.stages
         )
-        return self.model_copy(update={"inputs": tuple(inputs), "store": store, "model": model, "stages": stages})
+        changed = {"inputs": tuple(inputs), "store": store, "model": model, "stages": stages, "engine": engine}
+        return self.model_copy(update=changed)
 
     @staticmethod
     def _placed(model: ModelChoice, base: Path) -> ModelChoice:
@@ -280,10 +284,8 @@ class CampaignConfig(Section):
         return model.model_copy(update=changes)
 
     def public_dict(self) -> dict[str, Any]:
-        """Return the configuration in JSON types, without what tells where the store or the queue is."""
-        data = self.model_dump(mode="json", exclude={"store"}, exclude_none=True)
-        data["engine"].pop("launchpad", None)
-        return data
+        """Return the configuration in JSON types, without the address of the store, which may hold a password."""
+        return self.model_dump(mode="json", exclude={"store"}, exclude_none=True)
 
     @property
     def digest(self) -> str:
