@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def run_chunk(
     sink: Sink,
     policy: Policy | None = None,
     passage: Passage | None = None,
+    keep: Collection[str] = (),
 ) -> Passage:
     """Bring the crystals of a chunk through the stages; a rerun after any interruption goes on where it stopped.
 
@@ -93,6 +94,7 @@ def run_chunk(
         sink: Where outcomes go.
         policy: What is done again, and when to stop.
         passage: Where to keep count, for those who look on; a new one by default.
+        keep: Fields of results to keep besides those that these stages need.
 
     Raises:
         CapabilityError: If a model cannot give what is asked, whatever the crystal.
@@ -101,7 +103,7 @@ def run_chunk(
     """
     policy = policy or Policy()
     passage = Passage() if passage is None else passage
-    needed = {"key", *USER_FACTS}.union(
+    needed = {"key", *USER_FACTS, *keep}.union(
         *(stage.condition.roots for stage in stages), *(stage.fields for stage in stages)
     )
     for item in items:
