@@ -29,6 +29,7 @@ class PathDoubts:
         margin: Smallest distance of the estimate from the edge between two branches, in quanta.
         disagreement: Largest distance of two ways to P_s, relative to the larger one.
         least_disagreement: The same in µC/cm²; below it no disagreement is flagged.
+        spread: Largest half distance between the estimates from the charges of one end, relative to their mean.
         small: Smallest |P_s| in µC/cm² that is no zero.
     """
 
@@ -37,6 +38,7 @@ class PathDoubts:
     margin: float = 0.1
     disagreement: float = 0.25
     least_disagreement: float = 3.0
+    spread: float = 0.5
     small: float = 0.1
 
     def branch(self, branch: Branch) -> list[PathWarning]:
@@ -44,8 +46,8 @@ class PathDoubts:
         found = []
         if branch.max_step > self.step:
             message = (
-                f"a step of {branch.max_step:.3f} quantum from frame {branch.large_steps(self.step)[0]} is too large to "
-                f"tell the branch; at most {self.step:g} is beyond doubt"
+                f"a step of {branch.max_step:.3f} quantum from frame {branch.large_steps(self.step)[0]} is too large "
+                f"to tell the branch; at most {self.step:g} is beyond doubt"
             )
             found.append(PathWarning("large_step", message, branch.max_step, self.step))
         bend = branch.max_second_difference
@@ -66,7 +68,7 @@ class PathDoubts:
             margin: As in :func:`fieldflows.physics.branches.nearest_branch`.
         """
         found = []
-        ways = to_microcoulomb_per_cm2([from_charges, on_branch])
+        ways = to_microcoulomb_per_cm2(np.array([from_charges, on_branch], dtype=float))
         quanta = np.asarray(added)
         if quanta.any():
             message = (
@@ -83,6 +85,14 @@ class PathDoubts:
             message = f"P_s from Born charges and from P on their branch are {apart:.1f} µC/cm² apart"
             found.append(PathWarning("disagreement", message, apart, limit))
         return found
+
+    def spread_of(self, norm: float, spread: float) -> list[PathWarning]:
+        """Return a warning if the Born charges change too much between the ends for their mean, both in µC/cm²."""
+        limit = max(self.least_disagreement, self.spread * norm)
+        if spread <= limit:
+            return []
+        message = f"the Born charges change along the path: those of either end give {spread:.1f} µC/cm² more or less"
+        return [PathWarning("charges_change", message, spread, limit)]
 
     def size(self, norm: float) -> list[PathWarning]:
         """Return a warning if |P_s|, in µC/cm², is nothing."""
@@ -105,8 +115,8 @@ def reference_offset(fractions: ArrayLike | None) -> list[PathWarning]:
     if offset.max() <= HALF_QUANTUM:
         return []
     message = (
-        f"for formal charges the nonpolar end lies {offset.max():.3g} quantum off zero: P of the polar end modulo quanta "
-        "is not P_s, and a single-valued P, zero there by symmetry, is on another branch"
+        f"for formal charges the nonpolar end lies {offset.max():.3g} quantum off zero: P of the polar end modulo "
+        "quanta is not P_s, and a single-valued P, zero there by symmetry, is on another branch"
     )
     return [PathWarning("half_quantum_reference", message, float(offset.max()), HALF_QUANTUM)]
 
@@ -147,8 +157,10 @@ def antiparallel(
 
 
 def polar_end_higher(difference: float) -> list[PathWarning]:
-    """Return a warning if the polar end is higher in energy, given its energy less the nonpolar one's, eV per formula."""
+    """Return a warning if the polar end is higher, by a difference in eV per formula unit."""
     if difference <= 0:
         return []
-    message = f"the polar end lies {1000 * difference:.1f} meV per formula unit above the nonpolar one: it is no ground state"
+    message = (
+        f"the polar end lies {1000 * difference:.1f} meV per formula unit above the nonpolar one: it is no ground state"
+    )
     return [PathWarning("polar_end_higher", message, difference, 0.0)]

@@ -1,8 +1,8 @@
 """Operations that a crystal almost has: the nearest crystal that has them, in the same frame and order of atoms.
 
-For a polar crystal with the operations G and an isometry g = (W, w) of its lattice that is none of them, atoms of a kind
-are assigned to each other so that the images under g lie as near as possible, with the shift w that centers them.  If
-G and g close to a finite group, averaging over it,
+For a crystal with the operations G and an isometry g = (W, w) of its lattice that is none of them, atoms of a kind are
+assigned to each other so that the images under g lie as near as possible, with the shift w that centers them.  If G
+and g close to a finite group, averaging over it,
 
     x′_p(κ) = mean over the group of (W x_κ + w),     G′ = mean of W⁻ᵀ G W⁻¹   (the metric of the cell),
 
@@ -201,4 +201,3 @@ def _averaged(crystal: BareCrystal, group: list[Operation]) -> BareCrystal:
             shifts[operation.permutation] += rest - rest.mean(axis=0)
         fractional = fractional + shifts / len(group)
     return BareCrystal(cell, fractional, crystal.numbers)
-

@@ -1,9 +1,9 @@
 """Nonpolar references that a polar crystal suggests itself: the nonpolar supergroups that a small distortion reaches.
 
 Two ways lead there.  The search of the space group is repeated with a growing tolerance, as far as spglib follows; and
-operations are added one by one that the crystal almost has (:mod:`fieldflows.physics.pseudosymmetry`), again to what came
-of it.  What is found is sorted by the size of the distortion.  Nothing tells which of them the crystal passes when it
-is switched: they are proposals.
+operations are added one by one that the crystal almost has (:mod:`fieldflows.physics.pseudosymmetry`), again to what
+came of it.  What is found is sorted by the size of the distortion.  Nothing tells which of them the crystal passes when
+it is switched: they are proposals.
 """
 
 from __future__ import annotations

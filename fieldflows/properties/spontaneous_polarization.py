@@ -13,25 +13,32 @@ from pydantic import BaseModel, ConfigDict, Field
 from fieldflows.backends.base import ModelInfo, Response
 from fieldflows.backends.symmetric import SymmetrySettings
 from fieldflows.errors import SettingsError
-from fieldflows.physics import born_charges, branches, composition, formal_charges, path_flags, path_integral
+from fieldflows.physics import branches, composition, formal_charges, path_flags, path_integral
 from fieldflows.physics.distortion import DistortionLimits, PathWarning
 from fieldflows.physics.paths import DistortionPath, build_path
-from fieldflows.physics.polarization import polarization_quantum, to_microcoulomb_per_cm2
+from fieldflows.physics.polarization import to_microcoulomb_per_cm2
+from fieldflows.physics.polarization_ways import Ways, integrated, strained_cells, ways_to_polarization
 from fieldflows.physics.references import ProposedReference, propose_references
 from fieldflows.physics.symmetry import SYMPREC
 from fieldflows.properties.base import Context, Evaluation, Plan, PropertyInput, provenance_of, result_key
 from fieldflows.schemas.common import Flag, make_flag, quantity
 from fieldflows.schemas.ferroelectric import (
     SCHEMA_VERSION,
-    EnergyStatus,
     Estimate,
     PolarizationStatus,
-    ProposedRecord,
     SpontaneousPolarizationDocument,
+)
+from fieldflows.schemas.ferroelectric_fields import (
+    crystal_facts,
+    energy_facts,
+    norm_of,
+    path_facts,
+    polarization_along,
+    way_facts,
 )
 from fieldflows.schemas.identity import structure_hash
 from fieldflows.schemas.provenance import Relaxation
-from fieldflows.structures import as_atoms, as_structure, check_structure
+from fieldflows.structures import as_atoms, check_structure
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,7 +47,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 
-DOUBTFUL = frozenset({"large_step", "broken_branch", "branch_margin", "disagreement", "antiparallel", "integral"})
+DOUBTFUL = frozenset(
+    {"large_step", "broken_branch", "branch_margin", "disagreement", "antiparallel", "integral", "charges_change"}
+)
 """Flags that make the status 'ambiguous'."""
 WAYS = ("polarization", "born_effective_charges")
 
@@ -66,12 +75,21 @@ class SpontaneousPolarizationSettings(BaseModel):
         "auto", description="Whether to evaluate energies along the path; 'auto' does if a model has them."
     )
     strain_step: float = quantity("1", "Step of λ for the slope of P by strain.", 1e-3, gt=0, le=0.1)
-    integral_threshold: float = quantity("1", "Integrals off ΔP by more than this part of |ΔP| are flagged.", 0.02, gt=0)
+    integral_threshold: float = quantity(
+        "1", "Integrals off ΔP by more than this part of |ΔP| are flagged.", 0.02, gt=0
+    )
     max_step: float = quantity("1", "Larger steps of P are ambiguous, in quanta.", branches.AMBIGUOUS_STEP, gt=0)
-    max_second_difference: float = quantity("1", "Larger ones break the branch, in quanta.", branches.BROKEN_BRANCH, gt=0)
-    min_margin: float = quantity("1", "Smaller distances from another branch are flagged, in quanta.", 0.1, ge=0, le=0.5)
+    max_second_difference: float = quantity(
+        "1", "Larger ones break the branch, in quanta.", branches.BROKEN_BRANCH, gt=0
+    )
+    min_margin: float = quantity(
+        "1", "Smaller distances from another branch are flagged, in quanta.", 0.1, ge=0, le=0.5
+    )
     max_disagreement: float = quantity("1", "Ways to P_s that differ by more than this part are flagged.", 0.25, gt=0)
     least_disagreement: float = quantity("µC/cm²", "Smaller differences never are.", 3.0, ge=0)
+    max_spread: float = quantity(
+        "1", "Larger changes of Z* between the ends are flagged: their part of |P_s|.", 0.5, gt=0
+    )
     small_polarization: float = quantity("µC/cm²", "Smaller |P_s| are flagged.", 0.1, ge=0)
     use_symmetry: bool = Field(True, description="Evaluate primitive cells along few directions; the same numbers.")
     symmetrization: SymmetrySettings = Field(
@@ -88,7 +106,7 @@ class SpontaneousPolarizationSettings(BaseModel):
         """What is beyond doubt."""
         return path_flags.PathDoubts(
             self.max_step, self.max_second_difference, self.min_margin, self.max_disagreement,
-            self.least_disagreement, self.small_polarization,
+            self.least_disagreement, self.max_spread, self.small_polarization,
         )  # fmt: skip
 
 
@@ -118,35 +136,16 @@ class _Ready:
 
 
 @dataclass(frozen=True)
-class _Ways:
-    """P_s in different ways, (3,) in e/Å² each, and what belongs to them."""
-
-    charges: FloatArray
-    on_branch: FloatArray
-    difference: FloatArray
-    added: FloatArray
-    margin: float
-    mean_charges: FloatArray
-    branch: branches.Branch
-    integral: FloatArray | None = None
-    strain: FloatArray | None = None
-
-    def of(self, estimate: Estimate) -> FloatArray:
-        """Return P_s by one way."""
-        return {"charges": self.charges, "branch": self.on_branch, "difference": self.difference}[estimate]
-
-
-@dataclass(frozen=True)
 class SpontaneousPolarizationProperty:
     """Plan and analysis of the spontaneous polarization of a polar crystal.
 
-    With the frames of :func:`fieldflows.physics.paths.build_path`, fractions f of the quanta in each frame's own cell and
-    Δu of the fractional coordinates,
+    With the frames of :func:`fieldflows.physics.paths.build_path`, fractions f of the quanta in each frame's own cell
+    and Δu of the fractional coordinates,
 
         difference:  P_s = Σ_i [f_i(polar) − f_i(nonpolar)] e a_i/Ω,       charges:  P_s = (1/Ω) Σ ½ [Z*(0) + Z*(1)]·Δu
 
     and *branch* the former with the whole quanta that bring it nearest to the latter.  A single-valued P cannot follow
-    the branches of a crystal, Born charges have none: so *charges* is what ``ps`` gives unless another way is asked for.
+    the branches of a crystal, Born charges have none: *charges* is what ``ps`` gives unless another way is asked for.
     Without a nonpolar crystal the nearest one that symmetry proposes is taken.
 
     Attributes:
@@ -258,10 +257,10 @@ class SpontaneousPolarizationProperty:
         if not self.settings.consistency or not line.is_strained:
             return []
         moved = []
-        for frame in frames:
-            for sign in (-1, 1):
+        for frame, cells in zip(frames, strained_cells(line, self.settings.strain_step), strict=True):
+            for cell in cells:
                 other = frame.copy()
-                other.set_cell(frame.cell[:] + sign * self.settings.strain_step * line.cell_slope, scale_atoms=True)
+                other.set_cell(cell, scale_atoms=True)
                 moved.append(other)
         return moved
 
@@ -289,16 +288,17 @@ class SpontaneousPolarizationProperty:
             key=result_key(self, original, context.model, context.hessian_model, context.extra_settings),
             material_id=subject.material_id,
             source=subject.source,
-            **_crystal_facts(structure),
-            **_path_facts(ready, self.nonpolar),
-            **_way_facts(ways, frames),
+            **crystal_facts(structure),
+            **path_facts(ready.path, ready.proposals, self.nonpolar is not None),
+            **way_facts(ways, frames),
+            nonpolar_id=None if self.nonpolar is None else self.nonpolar.identifier,
             ps=None if status == "metal" else to_microcoulomb_per_cm2(chosen),
-            ps_norm=None if status == "metal" else _norm(chosen),
+            ps_norm=None if status == "metal" else norm_of(chosen),
             ps_estimate=self.settings.estimate,
             nonpolar_fractions=formal,
-            polarization_along=_along(ways.branch, frames, chosen),
+            polarization_along=polarization_along(ways, frames, chosen),
             ambiguous_steps=ways.branch.large_steps(self.settings.max_step),
-            **_energy_facts(energies, self.settings.energy),
+            **energy_facts(energies, self.settings.energy is not False),
             status=status,
             flags=tuple(flags),
             insulating=insulating,
@@ -308,47 +308,21 @@ class SpontaneousPolarizationProperty:
             provenance=provenance_of(self, structure, context),
         )
 
-    def _ways(self, frames: Sequence[Atoms], responses: Sequence[Response]) -> _Ways:
+    def _ways(self, frames: Sequence[Atoms], responses: Sequence[Response]) -> Ways:
         """Return P_s in all ways from the responses, frames first, then strained frames."""
-        count = len(frames)
-        line = _line(frames)
-        polarizations = [response.get("polarization") for response in responses[:count]]
-        pairs = zip(polarizations, line.cells, strict=True)
-        fractions = np.array([branches.polarization_fractions(value, cell) for value, cell in pairs])
-        branch = branches.Branch(fractions, fractions - fractions[0])
-        polar_cell = line.cells[-1]
-        ends = [
-            born_charges.enforce_acoustic_sum(responses[k].get("born_effective_charges")) for k in (0, count - 1)
-        ]
-        from_charges = branches.estimate_from_charges(ends, line.slope, polar_cell)
-        difference = branches.polarization_of(branch.changes[-1], polar_cell)
-        on_branch, added, margin = branches.nearest_branch(difference, from_charges, polar_cell)
-        integral = strain = None
-        if self.settings.consistency:
-            charges = [response.get("born_effective_charges") for response in responses[:count]]
-            volumes = np.abs(np.linalg.det(line.cells))
-            slopes = self._slopes(line, responses[count:])
-            dipoles = np.array(polarizations) * volumes[:, None]
-            moved, strained = path_integral.integrate_charges(line, charges, dipoles, slopes)
-            integral = branches.polarization_of(moved + strained, polar_cell)
-            strain = branches.polarization_of(strained, polar_cell)
-        return _Ways(
-            from_charges, on_branch, difference, added, margin, np.mean(ends, axis=0), branch, integral, strain
-        )
-
-    def _slopes(self, line: path_integral.LinearPath, responses: Sequence[Response]) -> FloatArray:
-        """Return dμ/dλ at fixed fractional coordinates of each frame, (k, 3) in e Å, by central differences."""
-        if not line.is_strained:
-            return np.zeros((len(line.cells), 3))
-        step = self.settings.strain_step
-        slopes = []
-        for k, cell in enumerate(line.cells):
-            before, after = (
-                responses[2 * k + j].get("polarization") * abs(np.linalg.det(cell + sign * step * line.cell_slope))
-                for j, sign in enumerate((-1, 1))
-            )
-            slopes.append((after - before) / (2 * step))
-        return np.array(slopes)
+        count, line, step = len(frames), _line(frames), self.settings.strain_step
+        values = [response.get("polarization") for response in responses[:count]]
+        ends = [responses[k].get("born_effective_charges") for k in (0, count - 1)]
+        ways = ways_to_polarization(line, values, ends)
+        if not self.settings.consistency:
+            return ways
+        charges = [response.get("born_effective_charges") for response in responses[:count]]
+        strained = None
+        if line.is_strained:
+            moved = [response.get("polarization") for response in responses[count : 3 * count]]
+            strained = np.reshape(moved, (count, 2, 3))
+        integral, strain = integrated(line, values, charges, strained, step)
+        return replace(ways, integral=integral, strain=strain)
 
     def _energies(self, responses: Sequence[Response], count: int, path: DistortionPath) -> FloatArray | None:
         """Return energies of the frames in eV per formula unit, the nonpolar end zero."""
@@ -358,13 +332,14 @@ class SpontaneousPolarizationProperty:
         return (values - values[0]) / path.polar.composition.get_reduced_formula_and_factor()[1]
 
     def _flags(
-        self, ready: _Ready, ways: _Ways, energies: FloatArray | None, formal: FloatArray | None, context: Context
+        self, ready: _Ready, ways: Ways, energies: FloatArray | None, formal: FloatArray | None, context: Context
     ) -> list[Flag]:
         doubts = self.settings.doubts
         path = ready.path
         found: list[PathWarning] = [*path.warnings, *path_flags.reference_offset(formal), *doubts.branch(ways.branch)]
         found += doubts.agreement(ways.charges, ways.on_branch, ways.added, ways.margin)
-        found += doubts.size(_norm(ways.of(self.settings.estimate)))
+        found += doubts.spread_of(norm_of(ways.charges), float(to_microcoulomb_per_cm2(ways.spread)))
+        found += doubts.size(norm_of(ways.of(self.settings.estimate)))
         found += path_flags.antiparallel(
             ways.mean_charges, path.distortion.displacements, path.mapping.sites, ways.charges
         )
@@ -373,10 +348,12 @@ class SpontaneousPolarizationProperty:
         flags = [make_flag(item.code, f"{item.message[0].upper()}{item.message[1:]}.", item.value, item.threshold)
                  for item in found]  # fmt: skip
         if ways.integral is not None:
-            apart = _norm(ways.integral - ways.difference)
-            limit = max(0.1, self.settings.integral_threshold * _norm(ways.difference))
+            apart = norm_of(ways.integral - ways.difference)
+            limit = max(0.1, self.settings.integral_threshold * norm_of(ways.difference))
             if apart > limit:
-                message = f"∫ Z*·du and the difference of P, an identity, are {apart:.2f} µC/cm² apart: take more frames."
+                message = (
+                    f"∫ Z*·du and the difference of P, an identity, are {apart:.2f} µC/cm² apart: take more frames."
+                )
                 flags.append(make_flag("integral", message, apart, limit))
         if ready.proposals:
             first = ready.proposals[0]
@@ -401,20 +378,6 @@ def _line(frames: Sequence[Atoms]) -> path_integral.LinearPath:
     )
 
 
-def _norm(polarization: FloatArray) -> float:
-    """Return |P| in µC/cm²."""
-    return float(np.linalg.norm(to_microcoulomb_per_cm2(polarization)))
-
-
-def _along(branch: branches.Branch, frames: Sequence[Atoms], chosen: FloatArray) -> FloatArray:
-    """Return P of each frame along a direction in µC/cm², the nonpolar end zero."""
-    length = float(np.linalg.norm(chosen))
-    unit = chosen / length if length > 1e-12 else np.zeros(3)
-    values = [branches.polarization_of(f, frame.cell[:]) @ unit for f, frame in
-              zip(branch.changes, frames, strict=True)]  # fmt: skip
-    return to_microcoulomb_per_cm2(values)
-
-
 def _insulating(subject: PropertyInput, atoms: Atoms, flags: list[Flag]) -> Literal["yes", "no", "unknown"]:
     if subject.band_gap is not None:
         if subject.band_gap > 0.0:
@@ -425,86 +388,3 @@ def _insulating(subject: PropertyInput, atoms: Atoms, flags: list[Flag]) -> Lite
         text = "All elements are metals, and a potential cannot know the band gap: this is probably no insulator."
         flags.append(make_flag("all_metal_composition", text))
     return "unknown"
-
-
-def _crystal_facts(structure: StructureLike) -> dict[str, Any]:
-    bare = as_structure(structure).copy()
-    bare.remove_oxidation_states()
-    for name in list(bare.site_properties):
-        bare.remove_site_property(name)
-    return {
-        "formula_pretty": bare.composition.reduced_formula,
-        "chemsys": bare.composition.chemical_system,
-        "elements": tuple(sorted(element.symbol for element in bare.composition)),
-        "nelements": len(bare.composition),
-        "nsites": len(bare),
-        "volume": bare.volume,
-        "structure": bare,
-    }
-
-
-def _path_facts(ready: _Ready, nonpolar: Nonpolar | None) -> dict[str, Any]:
-    path = ready.path
-    relation, distortion = path.relation, path.distortion
-    return {
-        "spacegroup_symbol": relation.polar.symbol,
-        "spacegroup_number": relation.polar.number,
-        "point_group": relation.polar.point_group,
-        "nonpolar": path.nonpolar,
-        "nonpolar_id": None if nonpolar is None else nonpolar.identifier,
-        "nonpolar_spacegroup_symbol": relation.nonpolar.symbol,
-        "nonpolar_spacegroup_number": relation.nonpolar.number,
-        "subgroup_index": relation.index,
-        "reference": "given" if nonpolar is not None else "proposed by symmetry",
-        "proposals": tuple(_record(item) for item in ready.proposals),
-        "largest_displacement": distortion.largest,
-        "rms_displacement": distortion.root_mean_square,
-        "largest_strain": distortion.largest_strain,
-        "n_frames": len(path),
-        "path_coordinate": np.linspace(0.0, 1.0, len(path)),
-    }
-
-
-def _record(item: ProposedReference) -> ProposedRecord:
-    return ProposedRecord(
-        spacegroup_symbol=item.group.symbol,
-        spacegroup_number=item.group.number,
-        route=item.route,
-        largest_displacement=item.distortion.largest,
-        largest_strain=item.distortion.largest_strain,
-        cost=item.cost,
-    )
-
-
-def _way_facts(ways: _Ways, frames: Sequence[Atoms]) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for name, value in (("charges", ways.charges), ("branch", ways.on_branch), ("difference", ways.difference)):
-        facts[f"ps_{name}"] = to_microcoulomb_per_cm2(value)
-        facts[f"ps_{name}_norm"] = _norm(value)
-    if ways.integral is not None and ways.strain is not None:
-        facts["ps_integral"] = to_microcoulomb_per_cm2(ways.integral)
-        facts["ps_strain"] = to_microcoulomb_per_cm2(ways.strain)
-        facts["integral_error"] = _norm(ways.integral - ways.difference)
-    norms = _norm(ways.charges), _norm(ways.on_branch)
-    return facts | {
-        "band_low": min(norms),
-        "band_high": max(norms),
-        "quanta": to_microcoulomb_per_cm2(polarization_quantum(frames[-1].cell[:])),
-        "branch": ways.added,
-        "branch_margin": ways.margin,
-        "fractions": ways.branch.changes,
-        "max_step": ways.branch.max_step,
-        "max_second_difference": ways.branch.max_second_difference,
-    }
-
-
-def _energy_facts(energies: FloatArray | None, wanted: bool | Literal["auto"]) -> dict[str, Any]:
-    if energies is None:
-        status: EnergyStatus = "not_requested" if wanted is False else "not_available"
-        return {"status_energy": status}
-    return {
-        "energies": energies,
-        "energy_difference": float(energies[-1]),
-        "barrier": float(energies.max() - energies[-1]),
-        "status_energy": "ok",
-    }
