@@ -34,7 +34,7 @@ def branch_diagram(document: SpontaneousPolarizationDocument, path: str | Path |
     """
     shown = _directions(document)
     energy = document.energies is not None
-    figure = new_figure(3.6 * (len(shown) + energy), 4.2)
+    figure = new_figure(max(4.6, 3.6 * (len(shown) + energy)), 4.4)
     panels = figure.subplots(1, len(shown) + energy, squeeze=False)[0]
     for ax, axis in zip(panels, shown, strict=False):
         _draw_branch(ax, document, axis)
@@ -44,9 +44,9 @@ def branch_diagram(document: SpontaneousPolarizationDocument, path: str | Path |
     norm = "undefined" if document.ps_norm is None else f"{document.ps_norm:.1f} µC/cm²"
     title = (
         f"{document.formula_pretty}: {document.nonpolar_spacegroup_symbol} to {document.spacegroup_symbol}, "
-        f"P_s {norm} ({document.status})"
+        f"|P_s| {norm}, {document.status}"
     )
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=9)
     return _saved(figure, path)
 
 
@@ -73,10 +73,10 @@ def _draw_branch(ax: Axes, document: SpontaneousPolarizationDocument, axis: int)
     quantum = float(np.linalg.norm(document.quanta[axis]))
     places, curve = np.array(document.path_coordinate), np.array(document.fractions)[:, axis]
     ends = {way: float(_fractions(document, way)[axis]) for way in ("charges", "branch", "difference")}
-    low, high = min(0.0, curve.min(), *ends.values()) - 0.6, max(0.0, curve.max(), *ends.values()) + 0.6
+    low, high = min(0.0, curve.min(), *ends.values()) - 1.15, max(0.0, curve.max(), *ends.values()) + 1.15
     for image in range(int(np.floor(low - 1)), int(np.ceil(high + 1)) + 1):
         main = image == document.branch[axis]
-        label = None if image not in (0, document.branch[axis]) else ("P on the branch of Z*" if main else "P, images")
+        label = "P on the branch of Z*" if main else ("P, images" if image == document.branch[axis] - 1 else None)
         ax.plot(places, (curve + image) * quantum, ".-", color=BLUE if main else GRAY, linewidth=1.4 if main else 0.9,
                 markersize=5 if main else 3, label=label, zorder=3 if main else 2)  # fmt: skip
     ax.plot((0, 1), (0, ends["charges"] * quantum), "--", color=RED, linewidth=1.1, label="Z* of the ends", zorder=4)
@@ -93,7 +93,7 @@ def _draw_energy(ax: Axes, document: SpontaneousPolarizationDocument) -> None:
     places, energies = np.array(document.path_coordinate), 1000 * np.array(document.energies)
     ax.plot(np.concatenate([-places[::-1], places]), np.concatenate([energies[::-1], energies]), ".-", color=GREEN)
     ax.axhline(0, color="black", linewidth=0.6)
-    ax.set(xlabel="path, − polar to + polar", ylabel="energy (meV per formula unit)")
+    ax.set(xlabel="path, − polar to + polar", ylabel="energy (meV per formula unit)", xticks=(-1, -0.5, 0, 0.5, 1))
     if document.barrier is not None:
         ax.set_title(f"barrier {1000 * document.barrier:.1f} meV per formula unit", fontsize=8)
 
@@ -178,7 +178,7 @@ def polarization_parity(groups: Mapping[str, Sequence[PublishedPath]], path: str
         label = np.concatenate([np.array(item.label_along) for item in items])
         apart = np.concatenate([_folded(item) for item in items])
         series[name] = (label.ravel(), (label + apart).ravel())
-    return density_parity(series, "P", "µC/cm²", None if path is None else Path(path))
+    return density_parity(series, "P modulo quanta", "µC/cm²", None if path is None else Path(path))
 
 
 def _folded(item: PublishedPath) -> FloatArray:
@@ -194,7 +194,7 @@ def _folded(item: PublishedPath) -> FloatArray:
 
 def spontaneous_parity(groups: Mapping[str, Sequence[PublishedPath]], path: str | Path | None = None) -> Figure:
     """Draw |P_s| by Born charges and as a difference of P against the published one, a panel for each group of paths."""
-    figure = new_figure(4.2 * len(groups) + 0.4, 4.5)
+    figure = new_figure(4.2 * len(groups) + 0.4, 4.9)
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for ax, (name, items) in zip(panels, groups.items(), strict=True):
         label = np.array([item.label_norm for item in items])

@@ -31,6 +31,8 @@ MOST_OPERATIONS = 400
 """A group with more operations is given up."""
 ROUNDS = 4
 """Rounds of averaging: each leaves a smaller rest."""
+EXACT = 1e-3
+"""Distance in Å by which an operation may miss before the last round."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def pseudosymmetric_crystals(
             if group is None:
                 continue
             found = _averaged(reduced, group)
+            if found is None:
+                continue
             moved = found.fractional - reduced.fractional
             moved = (moved - moved.mean(axis=0)) @ reduced.cell
             yield Pseudosymmetric(
@@ -180,8 +184,8 @@ def _closed(generators: list[Operation]) -> list[Operation] | None:
     return list(group.values())
 
 
-def _averaged(crystal: BareCrystal, group: list[Operation]) -> BareCrystal:
-    """Return the crystal averaged over a group of operations."""
+def _averaged(crystal: BareCrystal, group: list[Operation]) -> BareCrystal | None:
+    """Return the crystal averaged over a group of operations, or None if no shifts make them operations together."""
     metric = crystal.cell @ crystal.cell.T
     matrices = np.array([operation.matrix for operation in group], dtype=float)
     mean = np.einsum("sai,ab,sbj->ij", matrices, metric, matrices) / len(group)
@@ -189,8 +193,9 @@ def _averaged(crystal: BareCrystal, group: list[Operation]) -> BareCrystal:
     stretch = np.real(sqrtm(inverse @ mean @ inverse.T))
     cell = crystal.cell @ (0.5 * (stretch + stretch.T))
     fractional = crystal.fractional
+    worst = np.inf
     for _ in range(ROUNDS):
-        shifts = np.zeros_like(fractional)
+        shifts, worst = np.zeros_like(fractional), 0.0
         for operation in group:
             difference = fractional @ operation.matrix.T - fractional[operation.permutation]
             difference -= difference[0]
@@ -198,6 +203,8 @@ def _averaged(crystal: BareCrystal, group: list[Operation]) -> BareCrystal:
             center = np.arctan2(*(f(2 * np.pi * difference).mean(axis=0) for f in (np.sin, np.cos))) / (2 * np.pi)
             rest = difference - center
             rest -= np.round(rest)
-            shifts[operation.permutation] += rest - rest.mean(axis=0)
+            rest -= rest.mean(axis=0)
+            shifts[operation.permutation] += rest
+            worst = max(worst, float(np.linalg.norm(rest @ cell, axis=1).max()))
         fractional = fractional + shifts / len(group)
-    return BareCrystal(cell, fractional, crystal.numbers)
+    return BareCrystal(cell, fractional, crystal.numbers) if worst < EXACT else None

@@ -127,7 +127,7 @@ def _derivatives(path: LinearPath, numbers: np.ndarray, model: ToyModel, step: f
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_integral_of_the_charges_is_the_change_of_the_polarization(name):
     """An identity of every model, with a strain of up to 20 % on the way (AlN); and the strain's share is needed."""
-    frames = [as_atoms(frame) for frame in build_path(*PAIRS[name](), n_frames=20).frames]
+    frames = [as_atoms(frame) for frame in build_path(*PAIRS[name](), n_frames=40).frames]
     path = LinearPath(
         np.array([frame.cell[:] for frame in frames]),
         np.array([frame.get_scaled_positions(wrap=False) for frame in frames]),
@@ -137,9 +137,9 @@ def test_the_integral_of_the_charges_is_the_change_of_the_polarization(name):
     moved, strained = integrate_charges(path, charges, dipoles, slopes)
     ends = [model.evaluate(frame, observables=("polarization",)).polarization for frame in (frames[0], frames[-1])]
     change = polarization_fractions(ends[1], path.cells[-1]) - polarization_fractions(ends[0], path.cells[0])
-    np.testing.assert_allclose(moved + strained, change, atol=2e-4 * np.abs(change).max())
-    if np.abs(path.cell_slope).max() > 0.01:
-        assert np.abs(moved - change).max() > 1e-3 * np.abs(change).max()
+    np.testing.assert_allclose(moved + strained, change, atol=5e-4 * np.abs(change).max())
+    if np.abs(path.cell_slope).max() > 0.1:
+        assert np.abs(moved - change).max() > 5e-3 * np.abs(change).max()
 
 
 def test_a_broken_branch_shows():
