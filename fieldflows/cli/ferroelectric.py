@@ -239,8 +239,8 @@ def _show(document: SpontaneousPolarizationDocument, figures: list[Path]) -> Non
     screen.print(output.table("|P_s| in µC/cm²", ["", "value"], rows))
     if item.energy_difference is not None and item.barrier is not None:
         say(
-            f"energy of the polar end {1000 * item.energy_difference:+.1f} meV per formula unit, barrier along the path "
-            f"{1000 * item.barrier:.1f} meV"
+            f"energy of the polar end {1000 * item.energy_difference:+.1f} meV per formula unit, barrier along the "
+            f"path {1000 * item.barrier:.1f} meV"
         )
     else:
         say("energy: not available; give a model of energies (--hessian-model)")

@@ -148,8 +148,8 @@ def _draw_fan(ax: Axes, series: Mapping[str, tuple[FloatArray, FloatArray]], tit
 def published_fans(paths: Sequence[PublishedPath], path: str | Path | None = None) -> Figure:
     """Draw the fan of published paths, that of the model's P, and that of the model by its Born charges.
 
-    All along the direction of the published P_s, so that a curve that ends elsewhere is wrong; a model whose P turns the
-    other way goes down.
+    All along the direction of the published P_s, so that a curve that ends elsewhere is wrong; a model whose P turns
+    the other way goes down.
 
     Args:
         paths: Paths that are not rejected.
@@ -193,7 +193,7 @@ def _folded(item: PublishedPath) -> FloatArray:
 
 
 def spontaneous_parity(groups: Mapping[str, Sequence[PublishedPath]], path: str | Path | None = None) -> Figure:
-    """Draw |P_s| by Born charges and as a difference of P against the published one, a panel for each group of paths."""
+    """Draw |P_s| by Born charges and as a difference of P against the published one, one panel per group of paths."""
     figure = new_figure(4.2 * len(groups) + 0.4, 4.9)
     panels = figure.subplots(1, len(groups), squeeze=False)[0]
     for ax, (name, items) in zip(panels, groups.items(), strict=True):

@@ -34,9 +34,9 @@ WELL_KNOWN = {
 """Crystals of the table, by formula: identifier of the polar crystal if several are published, and P_s in µC/cm²."""
 
 SPLIT = (
-    "The paper divides frames: other frames of the same path, and other paths of the same compound, are among those that "
-    "its models were trained on. Its numbers tell how well a model interpolates between neighbors, those here how it "
-    "does on compounds that it has not met."
+    "The paper divides frames: other frames of the same path, and other paths of the same compound, are among those "
+    "that its models were trained on. Its numbers tell how well a model interpolates between neighbors, those here how "
+    "it does on compounds that it has not met."
 )
 
 

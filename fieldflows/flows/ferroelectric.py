@@ -101,7 +101,8 @@ class SpontaneousPolarizationMaker(Maker):
         subjects = [_subject(item) for item in structures]
         if not subjects:
             raise InputError("There are no structures to screen.", "Give at least one.")
-        shared, jobs = self._shared(), []
+        shared = self._shared()
+        jobs: list[Job] = []
         for start in range(0, len(subjects), self.chunk_structures):
             chunk = subjects[start : start + self.chunk_structures]
             made = spontaneous_polarizations(chunk, **shared)

@@ -35,7 +35,7 @@ IDS = {"BaTiO3": "mp-5986", "PbTiO3": "mp-1"}
 
 
 def labeled(name, number):
-    """Return ten frames of a pair with P of the toy model as the published files hold it: quanta and an offset added."""
+    """Return ten frames of a pair with P of the toy model as published files hold it: quanta and an offset added."""
     rng = np.random.default_rng(number)
     frames = [as_atoms(frame) for frame in build_path(*PAIRS[name]()).frames]
     cell = frames[-1].cell[:]

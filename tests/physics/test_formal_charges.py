@@ -37,7 +37,7 @@ def test_periodic_images_and_the_origin_do_not_matter():
 
 
 def test_published_nonpolar_ends_lie_where_formal_charges_say():
-    """Berry phases of 197 nonpolar crystals: 195 on the branch of formal charges, all 16 of half a quantum with them."""
+    """Berry phases of 197 nonpolar crystals: 195 on the branch of formal charges, all 16 of half a quantum too."""
     folder = os.environ.get("FIELDFLOWS_DATA", "")
     if not folder or not Path(folder).is_dir():
         pytest.skip("FIELDFLOWS_DATA is not set: the real data are not at hand")

@@ -81,9 +81,7 @@ def test_noise_is_taken_off_a_crystal_in_p1():
     assert numbers & {2, 47, 65, 123, 221}  # nonpolar groups of the perovskite
 
 
-@pytest.mark.parametrize(
-    ("crystal", "polar"), [(wurtzite_zno, True), (rocksalt_mgo, False), (zincblende_gaas, False)]
-)
+@pytest.mark.parametrize(("crystal", "polar"), [(wurtzite_zno, True), (rocksalt_mgo, False), (zincblende_gaas, False)])
 def test_is_polar(crystal, polar):
     assert is_polar(crystal()) is polar
 

@@ -303,7 +303,9 @@ def test_another_order_of_atoms_where_the_order_counts():
 def test_a_path_through_a_wrong_image_is_flagged():
     nonpolar, polar = lead_titanate()
     skewed = np.array([[1, 0, 0], [0, 1, 0], [0, 12, 1]])
-    ends = [Atoms(end.numbers, positions=end.positions, cell=skewed @ end.cell[:], pbc=True) for end in (nonpolar, polar)]
+    ends = [
+        Atoms(end.numbers, positions=end.positions, cell=skewed @ end.cell[:], pbc=True) for end in (nonpolar, polar)
+    ]
     wrong = run(ends[1], ends[0], PointCharges(IONS), use_symmetry=False, match="given", max_displacement=10.0,
                 unrelated=True)  # fmt: skip
     if isinstance(wrong, FailureDocument):
