@@ -170,28 +170,13 @@ def _screen(maker: Any, files: list[Path], out: Path | None, store: str | None, 
         not_polar = sum(document.n_not_polar for document in documents)
         typer.echo(f"{len(results)} results; {not_polar} crystals are not polar", err=True)
         if results:
-            output.console().print(_result_table(results))
+            order = sorted(results, key=lambda item: -(item.ps_norm or 0.0))
+            rows = [item.to_json_dict() for item in order]
+            output.console().print(output.polarization_table(rows, "Spontaneous polarization (µC/cm²)"))
         if failed:
             output.console().print(output.failure_table([item.to_json_dict() for item in failed]))
     if failed:
         raise typer.Exit(EXIT_SOME_FAILED if results else EXIT_ALL_FAILED)
-
-
-def _result_table(results: list[SpontaneousPolarizationDocument]) -> Any:
-    rows = []
-    for item in sorted(results, key=lambda item: -(item.ps_norm or 0.0)):
-        energy = [None if value is None else 1000 * value for value in (item.energy_difference, item.barrier)]
-        rows.append(
-            (
-                item.formula_pretty, item.material_id or "–", item.spacegroup_symbol, item.nonpolar_spacegroup_symbol,
-                output.number(item.ps_norm, 1), output.number(item.uncertainty, 1),
-                f"{item.band_low:.1f} … {item.band_high:.1f}", output.number(item.largest_displacement),
-                *(output.number(value, 1) for value in energy), item.status,
-                ", ".join(flag.code for flag in item.flags) or "–",
-            )
-        )  # fmt: skip
-    columns = ["formula", "id", "polar", "nonpolar", "P_s", "±", "band", "Å", "ΔE / meV", "barrier", "status", "flags"]
-    return output.table("Spontaneous polarization (µC/cm²)", columns, rows, left=4)
 
 
 def _figures(documents: list[SpontaneousPolarizationDocument], out: Path | None) -> list[Path]:

@@ -52,8 +52,10 @@ TABLE_FIELDS = (
     "born_charge_min",
     "born_charge_max",
     "flags",
+    *("task", "status", "nonpolar_spacegroup_symbol", "ps_norm", "uncertainty", "band_low", "band_high"),
+    *("largest_displacement", "energy_difference", "barrier"),
 )
-"""Fields that the table for people shows."""
+"""Fields that the tables for people show."""
 
 
 def register(app: typer.Typer) -> None:
@@ -146,7 +148,11 @@ def _print_table(
     if is_cut:
         title += f" (the first {most} are shown; --limit 0 shows all)"
         documents = documents[:most]
-    console.print(output.result_table(documents, title))
+    polar = [doc for doc in documents if doc.get("task") == "spontaneous_polarization"]
+    if len(polar) < len(documents):
+        console.print(output.result_table([doc for doc in documents if doc not in polar], title))
+    if polar:
+        console.print(output.polarization_table(polar, f"{title}: spontaneous polarizations (µC/cm²)"))
 
 
 def _found(
