@@ -76,6 +76,12 @@ def result_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
     return table(title, columns, rows, left=2 if has_id else 1)
 
 
+def failure_table(failures: Iterable[Mapping[str, Any]]) -> Table:
+    """Return the table of structures that failed."""
+    rows = [(item["source"] or item["formula"] or "–", item["stage"], item["message"]) for item in failures]
+    return table("Failures", ["structure", "step", "reason"], rows, left=3)
+
+
 def polarization_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
     """Return the table of spontaneous polarizations, in the order given.
 
@@ -94,9 +100,3 @@ def polarization_table(documents: Iterable[Mapping[str, Any]], title: str) -> Ta
         rows.append(row)
     columns = ["formula", "id", "polar", "nonpolar", "P_s", "±", "band", "Å", "ΔE / meV", "barrier", "status", "flags"]
     return table(title, columns, rows, left=4)
-
-
-def failure_table(failures: Iterable[Mapping[str, Any]]) -> Table:
-    """Return the table of structures that failed."""
-    rows = [(item["source"] or item["formula"] or "–", item["stage"], item["message"]) for item in failures]
-    return table("Failures", ["structure", "step", "reason"], rows, left=3)

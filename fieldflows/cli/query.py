@@ -52,10 +52,8 @@ TABLE_FIELDS = (
     "born_charge_min",
     "born_charge_max",
     "flags",
-    *("task", "status", "nonpolar_spacegroup_symbol", "ps_norm", "uncertainty", "band_low", "band_high"),
-    *("largest_displacement", "energy_difference", "barrier"),
 )
-"""Fields that the tables for people show."""
+"""Fields that the table for people shows."""
 
 
 def register(app: typer.Typer) -> None:
@@ -148,11 +146,7 @@ def _print_table(
     if is_cut:
         title += f" (the first {most} are shown; --limit 0 shows all)"
         documents = documents[:most]
-    polar = [doc for doc in documents if doc.get("task") == "spontaneous_polarization"]
-    if len(polar) < len(documents):
-        console.print(output.result_table([doc for doc in documents if doc not in polar], title))
-    if polar:
-        console.print(output.polarization_table(polar, f"{title}: spontaneous polarizations (µC/cm²)"))
+    console.print(output.result_table(documents, title))
 
 
 def _found(

@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fieldflows.backends.base import ModelInfo, Response
 from fieldflows.backends.symmetric import SymmetrySettings
-from fieldflows.errors import SettingsError
+from fieldflows.errors import EvaluationError, SettingsError
 from fieldflows.physics import branches, composition, formal_charges, path_flags, path_integral
+from fieldflows.physics.crystal import primitive_crystal
 from fieldflows.physics.distortion import DistortionLimits, PathWarning
 from fieldflows.physics.paths import DistortionPath, build_path
 from fieldflows.physics.polarization import to_microcoulomb_per_cm2
@@ -341,7 +342,7 @@ class SpontaneousPolarizationProperty:
         found += doubts.spread_of(norm_of(ways.charges), float(to_microcoulomb_per_cm2(ways.spread)))
         found += doubts.size(norm_of(ways.of(self.settings.estimate)))
         found += path_flags.antiparallel(
-            ways.mean_charges, path.distortion.displacements, path.mapping.sites, ways.charges
+            ways.mean_charges, path.distortion.displacements, _copies(path, self.settings.symprec), ways.charges
         )
         if energies is not None:
             found += path_flags.polar_end_higher(float(energies[-1]))
@@ -376,6 +377,15 @@ def _line(frames: Sequence[Atoms]) -> path_integral.LinearPath:
         np.array([frame.cell[:] for frame in frames]),
         np.array([frame.get_scaled_positions(wrap=False) for frame in frames]),
     )
+
+
+def _copies(path: DistortionPath, symprec: float) -> NDArray[np.intp]:
+    """Return for each atom the atom of the nonpolar primitive cell that it is a copy of, (n,)."""
+    nonpolar = as_atoms(path.nonpolar)
+    try:
+        return primitive_crystal(nonpolar.cell[:], nonpolar.positions, nonpolar.numbers, symprec).mapping
+    except EvaluationError:
+        return path.mapping.sites
 
 
 def _insulating(subject: PropertyInput, atoms: Atoms, flags: list[Flag]) -> Literal["yes", "no", "unknown"]:

@@ -22,7 +22,6 @@ from pydantic import BaseModel
 
 from fieldflows.errors import QueryError, suggestion
 from fieldflows.schemas.dielectric import DielectricDocument
-from fieldflows.schemas.ferroelectric import SpontaneousPolarizationDocument
 
 MAXIMUM_LENGTH = 4000
 """Longest query in characters."""
@@ -84,20 +83,19 @@ class QueryField:
 
 @cache
 def query_fields() -> dict[str, QueryField]:
-    """Return all fields of stored documents by dotted path; those that several kinds share stand for all of them."""
+    """Return all fields of a stored dielectric document by dotted path."""
     found: dict[str, QueryField] = {}
-    for document in (SpontaneousPolarizationDocument, DielectricDocument):
-        _collect(document, "", False, found)
+    _collect(DielectricDocument, "", False, found)
     return found
 
 
 def parse_query(text: str) -> dict[str, Any]:
     """Return the Mongo filter of a query.
 
-    Fields are those of dielectric documents and of spontaneous polarizations, nested ones with dots, elements of a list
-    with ``[0]``; the short names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained),
-    ``in``, ``not in``, ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no
-    comparison by size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
+    Fields are those of the dielectric document, nested ones with dots, elements of a list with ``[0]``; the short
+    names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained), ``in``, ``not in``,
+    ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no comparison by
+    size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
     :data:`OPERATORS`.
 
     Args:

@@ -68,13 +68,6 @@ def test_screening(cli, tmp_path):
     assert (tmp_path / "figures" / "fan.png").exists()
     answer = cli("ferroelectric", "--screen", "many.extxyz", *TOY, "--no-check", "--json")
     assert [item["formula_pretty"] for item in json.loads(answer.out)["results"]] == ["BaTiO3", "TiPbO3"]
-    write(tmp_path / "other.extxyz", rocksalt_mgo())
-    assert cli("screen", "other.extxyz", "--model", "toy", "--store", "results.db").code == 0
-    both = cli("query", "", "--store", "results.db").out
-    assert "spontaneous polarizations" in both
-    assert "MgO" in both
-    few = cli("query", "ps_norm > 10 and status == 'ok'", "--sort", "ps_norm", "--store", "results.db", "--json")
-    assert [item["formula_pretty"] for item in json.loads(few.out)] == ["BaTiO3"]
 
 
 def test_published_paths(cli, tmp_path):

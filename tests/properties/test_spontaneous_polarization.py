@@ -239,6 +239,9 @@ def test_antiparallel_domains():
     document = compute(polar, nonpolar, PointCharges(IONS), use_symmetry=False, max_displacement=1.5)
     assert "antiparallel" in codes(document)
     assert document.status == "ambiguous"
+    whole = nonpolar.repeat((3, 1, 1))
+    as_given = compute(polar, whole, PointCharges(IONS), use_symmetry=False, match="given")
+    assert "antiparallel" in codes(as_given)
     single = compute(lead_titanate()[1], nonpolar, PointCharges(IONS), use_symmetry=False)
     assert document.ps_norm == pytest.approx(single.ps_norm / 3, rel=1e-6)
     nonpolar, parallel = stacked([1, 1, 1])
