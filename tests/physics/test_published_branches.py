@@ -53,7 +53,7 @@ def test_random_quanta_change_nothing(paths):
         for _ in range(200):
             given = path.fractions + rng.integers(-5, 6, path.fractions.shape)
             assert norm(given, path) == pytest.approx(expected, abs=0.01)
-    assert skewed == 5  # no two lattice vectors at right angles; 102 more have one pair that is none
+    assert skewed == 5  # no two lattice vectors at right angles; 96 more have a pair that is oblique
 
 
 def test_the_table_of_well_known_crystals(paths):
