@@ -18,7 +18,7 @@ from fieldflows.schemas.identity import settings_hash
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
-TASKS = ("relax", "dielectric")
+TASKS = ("relax", "dielectric", "spontaneous_polarization")
 """What a stage may do."""
 
 
@@ -88,13 +88,19 @@ class StageConfig(Section):
     """One stage of the funnel: it takes what the stage before has finished and what fulfills its condition."""
 
     name: str = Field(description="Name of the stage, unique in the campaign.")
-    task: str = Field("dielectric", description="What it does: 'dielectric' or 'relax'.")
+    task: str = Field(
+        "dielectric",
+        description="What it does: 'dielectric', 'relax', or 'spontaneous_polarization', which takes polar crystals.",
+    )
     where: str = Field(
         "", description="Question to the results so far, as for `fieldflows query`; empty: everything that comes in."
     )
     after: str | None = Field(None, description="Stage whose results come in; by default the one before.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings of the task.")
     model: ModelChoice | None = Field(None, description="Another model than that of the campaign.")
+    other_models: tuple[str, ...] = Field(
+        (), description="Of spontaneous_polarization: models for independent estimates."
+    )
     worker: Literal["cpu", "gpu"] = Field("cpu", description="Kind of worker, on engines with several.")
     keep_hessians: bool = Field(False, description="Put Hessians into the additional store for large arrays.")
 
@@ -156,6 +162,13 @@ class CampaignConfig(Section):
     @classmethod
     def _plain(cls, name: str) -> str:
         return _checked_name(name)
+
+    @model_validator(mode="after")
+    def _others_fit(self) -> CampaignConfig:
+        for position, stage in enumerate(self.stages):
+            if stage.other_models and stage.task != "spontaneous_polarization":
+                raise ValueError(f"stages.{position}: other_models are for the task spontaneous_polarization")
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> CampaignConfig:

@@ -56,6 +56,24 @@ TASK_COLUMNS: dict[str, tuple[str, ...]] = {
         "source",
         "provenance.model.name",
     ),
+    "spontaneous_polarization": (
+        "key",
+        "material_id",
+        "formula_pretty",
+        "spacegroup_symbol",
+        "nonpolar_spacegroup_symbol",
+        "ps_norm",
+        "uncertainty",
+        "band_low",
+        "band_high",
+        "largest_displacement",
+        "energy_difference",
+        "barrier",
+        "status",
+        "flags.code",
+        "source",
+        "provenance.model.name",
+    ),
 }
 """Columns of the outputs for other tasks, and of their tables."""
 
@@ -190,7 +208,9 @@ def _print_table(
     if is_cut:
         title += f" (the first {most} are shown; --limit 0 shows all)"
         documents = documents[:most]
-    if plain:
+    if task == "spontaneous_polarization":
+        console.print(output.polarization_table(documents, title))
+    elif plain:
         console.print(output.result_table([doc for doc in documents if "born_charge_min" in doc], title))
     else:
         console.print(output.plain_table(documents, columns, title))
