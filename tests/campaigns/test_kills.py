@@ -86,8 +86,8 @@ def test_a_few_kills(tmp_path: Path, journals: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path: Path, journals: Path) -> None:
-    folder = prepared(tmp_path, 3000, 40)
+    folder = prepared(tmp_path, 2000, 40)
     workers, drivers = disturbed(folder, 100, seed=2)
     assert workers + drivers == 100, (workers, drivers)
-    check(folder, 3000)
+    check(folder, 2000)
     assert list(journals.rglob("*.jsonl")) == []
