@@ -18,6 +18,9 @@ from fieldflows.schemas.identity import settings_hash
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 
+DEVICE = re.compile(r"(cpu|cuda|xpu|mps)(:\d+)?")
+"""Torch devices that workers may have."""
+
 TASKS = ("relax", "dielectric", "spontaneous_polarization")
 """What a stage may do."""
 
@@ -82,6 +85,13 @@ class ModelChoice(Section):
     hessian_head: str | None = Field(None, description="The same of the separate model.")
     dtype: Literal["float64", "float32"] = Field("float64", description="Floating point type.")
     device: str = Field("cpu", description="Torch device of the workers, such as cpu or cuda.")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, device: str) -> str:
+        if not DEVICE.fullmatch(device):
+            raise ValueError(f"{device!r} is no device; cpu, cuda, cuda:1 and the like are")
+        return device
 
 
 class StageConfig(Section):

@@ -207,7 +207,5 @@ def collect_outputs(store: JobStore, name: str) -> int:
 
 
 def _plain(row: Any) -> dict[str, Any]:
-    """Return a document without the marks of classes that engines add."""
-    from fieldflows.schemas.common import without_markers
-
-    return dict(without_markers(row))
+    """Return a document without what engines add to it; what it holds itself, marks of classes too, stays."""
+    return {name: value for name, value in dict(row).items() if not name.startswith("@") and name != "_id"}

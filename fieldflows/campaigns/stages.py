@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from fieldflows import __version__
 from fieldflows.campaigns.conditions import Condition
-from fieldflows.campaigns.config import CampaignConfig, StageConfig
+from fieldflows.campaigns.config import CampaignConfig, ModelChoice, StageConfig
 from fieldflows.errors import FieldflowsError, SettingsError, suggestion
 from fieldflows.jobs.evaluate import extra_settings
 from fieldflows.jobs.models import ModelReference
@@ -61,6 +61,10 @@ GATES: dict[str, dict[str, Any]] = {
     "spontaneous_polarization": {"point_group": {"$in": sorted(POLAR_POINT_GROUPS)}},
 }
 """What a crystal must fulfill for a task to make sense, whatever the condition of the stage says."""
+
+
+PLANNING_DEVICE = "cpu"
+"""Where models are opened to read what they are: a login node may have no GPU."""
 
 
 def make_property(task: str, settings: Mapping[str, Any]) -> Property:
@@ -159,27 +163,31 @@ def resolve_stages(config: CampaignConfig) -> list[Stage]:
         choice = stage.model or config.model
         parent = stage.after or previous
         try:
-            model, _ = ModelReference.resolve(choice.name, choice.dtype, choice.device, choice.head)
+            model = _reference(choice, choice.name, choice.head)
             hessian = None
             if choice.hessian_model is not None:
-                hessian, _ = ModelReference.resolve(
-                    choice.hessian_model, choice.dtype, choice.device, choice.hessian_head
-                )
+                hessian = _reference(choice, choice.hessian_model, choice.hessian_head)
             before = None if parent is None else found[parent].spec
             relaxed_by, relax = _relaxation_before(before)
             spec = StageSpec(
                 stage.name, stage.task, stage.where, parent, dict(stage.settings), model, hessian, stage.worker,
                 stage.keep_hessians,
-                tuple(ModelReference.resolve(name, choice.dtype, choice.device)[0] for name in stage.other_models),
+                tuple(_reference(choice, name, None) for name in stage.other_models),
                 None, relaxed_by, relax,
             )  # fmt: skip
-            prop = Stage(spec).bind()
+            prop = Stage(spec, PLANNING_DEVICE).bind()
             extent = None if prop is None else extent_of(prop)
-            found[stage.name] = Stage(replace(spec, extent=extent))
+            found[stage.name] = Stage(replace(spec, extent=extent), PLANNING_DEVICE)
         except FieldflowsError as error:
             raise type(error)(f"Stage {stage.name!r}: {error.message}", error.hint) from None
         previous = stage.name
     return list(found.values())
+
+
+def _reference(choice: ModelChoice, name: str, head: str | None) -> ModelReference:
+    """Return the reference of a model, looked up on a machine that may lack the device of the workers."""
+    found, _ = ModelReference.resolve(name, choice.dtype, PLANNING_DEVICE, head)
+    return replace(found, device=choice.device)
 
 
 def _relaxation_before(before: StageSpec | None) -> tuple[str | None, dict[str, Any]]:
@@ -199,10 +207,12 @@ class Stage:
 
     Args:
         spec: What it is.
+        device: Torch device on which the models are opened, in place of that of the spec.
     """
 
-    def __init__(self, spec: StageSpec) -> None:
+    def __init__(self, spec: StageSpec, device: str | None = None) -> None:
         self.spec = spec
+        self._device = device
         self.condition = Condition.of(spec.where, GATES.get(spec.task))
         self._models: tuple[FieldModel, FieldModel | None] | None = None
         self._bound: Property | None = None
@@ -222,8 +232,11 @@ class Stage:
         """
         if self._models is None:
             hessian = self.spec.hessian_model
-            self._models = self.spec.model.open(), None if hessian is None else hessian.open()
+            self._models = self._open(self.spec.model), None if hessian is None else self._open(hessian)
         return self._models
+
+    def _open(self, model: ModelReference) -> FieldModel:
+        return (model if self._device is None else replace(model, device=self._device)).open()
 
     def infos(self) -> tuple[ModelInfo, ModelInfo | None]:
         """Return the cards of the models."""

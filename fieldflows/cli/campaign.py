@@ -412,7 +412,8 @@ def _reporting() -> Iterator[Any]:
     """Show one bar for each thing that is being done, where there is a terminal to show it."""
     from rich.progress import Progress
 
-    with Progress(console=output.console(error=True), transient=True) as bars:
+    console = output.console(error=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:

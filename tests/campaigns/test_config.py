@@ -49,6 +49,7 @@ def test_a_good_file(tmp_path: Path) -> None:
         ("    limit: 5", "    limits: 5", 5, "Did you mean 'limit'"),
         ("    limit: 5", "    files: [b.cif]", 4, "give one of mp_ids, mp_query, files, dataset, campaign"),
         ("{name: toy}", "{name: toy, dtype: float16}", 6, "float64"),
+        ("{name: toy}", "{name: toy, device: gpu}", 6, "'gpu' is no device"),
         ("name: lattice", "name: optical", 10, "two stages are called 'optical'"),
         ("    where: n <", "    after: optic\n    where: n <", 10, "Did you mean 'optical'"),
         ("where: n < 3", "where: m < 3", 11, "no field 'm'"),
