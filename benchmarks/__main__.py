@@ -15,6 +15,7 @@ from ase import Atoms
 from rich.console import Console
 
 from benchmarks import figures, page, report
+from benchmarks.campaign import campaign_table, measure_campaign
 from benchmarks.cases import TAGS, headline_crystals, primitive, random_model
 from benchmarks.datasets import datasets_table, measure_datasets
 from benchmarks.dynamics import measure_dynamics
@@ -155,6 +156,17 @@ def queries(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def campaign(options: argparse.Namespace, console: Console) -> int:
+    """Time what a campaign adds to the computation of a crystal; 1 if it is too much."""
+    with console.status("running a campaign"):
+        result = measure_campaign(options.count, options.seed)
+    settings = {"count": options.count, "seed": options.seed}
+    section = {"environment": environment(), "settings": settings, "result": result}
+    report.update(options.output, "campaign", section)
+    console.print(campaign_table(section))
+    return 0 if result["acceptable"] else 1
+
+
 def engines(options: argparse.Namespace, console: Console) -> int:
     """Time what engines add to chunk jobs; 1 if it is too much."""
     with console.status("running chunks that do next to nothing"):
@@ -217,6 +229,11 @@ def parser() -> argparse.ArgumentParser:
     word.add_argument("--compare", action="store_true", help="also without the table of fields: minutes")
     word.add_argument("--output", type=Path, default=report.RESULTS)
     word.set_defaults(run=queries)
+    word = words.add_parser("campaign", help="what a campaign of ten thousand crystals costs beside the computation")
+    word.add_argument("--count", type=int, default=10_000, help="crystals")
+    word.add_argument("--seed", type=int, default=0)
+    word.add_argument("--output", type=Path, default=report.RESULTS)
+    word.set_defaults(run=campaign)
     word = words.add_parser("engines", help="what FireWorks and jobflow-remote add to a chunk job")
     word.add_argument("--launches", type=int, default=30, help="fireworks that are run")
     word.add_argument("--width", type=int, default=200, help="fireworks in their workflow")

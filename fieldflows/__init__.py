@@ -26,6 +26,7 @@ _PUBLIC = {
     "TrainMaker": "fieldflows.flows.training",
     "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
+    "SpontaneousPolarizationMaker": "fieldflows.flows.ferroelectric",
     "FieldflowsError": "fieldflows.errors",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "ModelInfo",
     "Response",
     "ScreeningMaker",
+    "SpontaneousPolarizationMaker",
     "TrainMaker",
     "TrainingFlowMaker",
     "__version__",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from fieldflows.errors import FieldflowsError
     from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker
+    from fieldflows.flows.ferroelectric import SpontaneousPolarizationMaker
     from fieldflows.flows.ferroelectric_dataset import FerroelectricDatasetMaker
     from fieldflows.flows.mp_dataset import MPDielectricDatasetMaker
     from fieldflows.flows.screening import DielectricMaker

@@ -5,7 +5,7 @@ Every function returns a matplotlib figure and saves it if a path is given; no w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fieldflows.datasets.dataset import Dataset
     from fieldflows.schemas.evaluation import EvaluationDocument
+    from fieldflows.schemas.ferroelectric import SpontaneousPolarizationDocument
     from fieldflows.schemas.training import TrainingDocument
 
 
@@ -151,3 +152,27 @@ def dataset_summary(dataset: Dataset, path: str | Path | None = None) -> Figure:
     from fieldflows.evaluation.dataset_figure import dataset_summary as draw
 
     return draw(dataset, None if path is None else Path(path))
+
+
+def branch_diagram(document: SpontaneousPolarizationDocument, path: str | Path | None = None) -> Figure:
+    """Draw P along the lattice vectors with its quantum images, the estimates of P_s, and the energy along the path.
+
+    Args:
+        document: A spontaneous polarization.
+        path: Where to save it.
+    """
+    from fieldflows.evaluation.branch_figures import branch_diagram as draw
+
+    return draw(document, path)
+
+
+def polarization_fan(documents: Sequence[SpontaneousPolarizationDocument], path: str | Path | None = None) -> Figure:
+    """Draw P along the normalized path of many materials in one panel, each colored by its P_s.
+
+    Args:
+        documents: Spontaneous polarizations.
+        path: Where to save it.
+    """
+    from fieldflows.evaluation.branch_figures import fan_of as draw
+
+    return draw(documents, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +84,7 @@ def run_chunk(
     sink: Sink,
     policy: Policy | None = None,
     passage: Passage | None = None,
+    keep: Collection[str] = (),
 ) -> Passage:
     """Bring the crystals of a chunk through the stages; a rerun after any interruption goes on where it stopped.
 
@@ -93,6 +94,7 @@ def run_chunk(
         sink: Where outcomes go.
         policy: What is done again, and when to stop.
         passage: Where to keep count, for those who look on; a new one by default.
+        keep: Fields of results to keep besides those that these stages need.
 
     Raises:
         CapabilityError: If a model cannot give what is asked, whatever the crystal.
@@ -101,26 +103,20 @@ def run_chunk(
     """
     policy = policy or Policy()
     passage = Passage() if passage is None else passage
-    needed = {"key", *USER_FACTS}.union(
+    needed = {"key", *USER_FACTS, *keep}.union(
         *(stage.condition.roots for stage in stages), *(stage.fields for stage in stages)
     )
     for item in items:
         passage.rows[item.index] = {"": item.facts, **item.rows}
     for stage in stages:
-        _run_stage(stage, stages, items, sink, policy, passage, needed)
+        _run_stage(stage, items, sink, policy, passage, needed)
     return passage
 
 
 def _run_stage(
-    stage: Stage,
-    stages: Sequence[Stage],
-    items: Sequence[Item],
-    sink: Sink,
-    policy: Policy,
-    passage: Passage,
-    needed: set[str],
+    stage: Stage, items: Sequence[Item], sink: Sink, policy: Policy, passage: Passage, needed: set[str]
 ) -> None:
-    counts = passage.counts.setdefault(stage.name, dict.fromkeys(_COUNTED, 0) | {"seconds": 0.0, "cost": 0.0})
+    counts = passage.counts.setdefault(stage.name, dict.fromkeys(_COUNTED, 0) | {"seconds": 0.0})
     entering = [item for item in items if stage.spec.after is None or stage.spec.after in passage.rows[item.index]]
     counts["entered"] = len(entering)
     passed = [item for item in entering if stage.condition.holds(known_facts(passage.rows[item.index]))]
@@ -141,7 +137,7 @@ def _run_stage(
         size = passage.batch if plain else 1
         source = plain or suspects
         batch, source[:] = source[:size], source[size:]
-        _run_batch(stage, batch, sink, policy, passage, counts)
+        _run_batch(stage, batch, sink, policy, passage, counts, needed)
 
 
 _COUNTED = ("entered", "rejected", "reused", "computed", "failed", "failed_before", "left")
@@ -189,7 +185,13 @@ def _still_missing(
 
 
 def _run_batch(
-    stage: Stage, batch: Sequence[Item], sink: Sink, policy: Policy, passage: Passage, counts: dict[str, Any]
+    stage: Stage,
+    batch: Sequence[Item],
+    sink: Sink,
+    policy: Policy,
+    passage: Passage,
+    counts: dict[str, Any],
+    needed: set[str],
 ) -> None:
     keys = [item.keys[stage.name] for item in batch]
     start = time.perf_counter()
@@ -230,11 +232,10 @@ def _run_batch(
     for item in batch:
         row = by_key.get(item.keys[stage.name])
         if row is not None:
-            passage.rows[item.index][stage.name] = row
+            passage.rows[item.index][stage.name] = {name: row[name] for name in needed if name in row}
     counts["computed"] += len(results)
     counts["failed"] += len(failures)
     counts["seconds"] += seconds
-    counts["cost"] += sum(item.cost for item in batch)
     _resize(passage, stage, seconds, len(batch))
     policy.report(stage.name, len(results), len(failures))
 

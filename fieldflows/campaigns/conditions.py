@@ -27,8 +27,12 @@ class Condition:
     roots: frozenset[str]
 
     @classmethod
-    def of(cls, text: str) -> Condition:
+    def of(cls, text: str, also: Mapping[str, Any] | None = None) -> Condition:
         """Return the condition of a text; empty for one that always holds.
+
+        Args:
+            text: The question.
+            also: A Mongo filter that has to hold, too.
 
         Raises:
             QueryError: If it cannot be read, or names an unknown field.
@@ -36,6 +40,8 @@ class Condition:
         from fieldflows.store.query import parse_query
 
         criteria = parse_query(text)
+        if also:
+            criteria = {"$and": [dict(also), criteria]} if criteria else dict(also)
         return cls(text, criteria, frozenset(_roots(criteria)))
 
     def holds(self, row: Mapping[str, Any]) -> bool:

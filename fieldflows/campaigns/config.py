@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 DEVICE = re.compile(r"(cpu|cuda|xpu|mps)(:\d+)?")
 """Torch devices that workers may have."""
 
-TASKS = ("relax", "dielectric")
+TASKS = ("relax", "dielectric", "spontaneous_polarization")
 """What a stage may do."""
 
 
@@ -98,13 +98,19 @@ class StageConfig(Section):
     """One stage of the funnel: it takes what the stage before has finished and what fulfills its condition."""
 
     name: str = Field(description="Name of the stage, unique in the campaign.")
-    task: str = Field("dielectric", description="What it does: 'dielectric' or 'relax'.")
+    task: str = Field(
+        "dielectric",
+        description="What it does: 'dielectric', 'relax', or 'spontaneous_polarization', which takes polar crystals.",
+    )
     where: str = Field(
         "", description="Question to the results so far, as for `fieldflows query`; empty: everything that comes in."
     )
     after: str | None = Field(None, description="Stage whose results come in; by default the one before.")
     settings: dict[str, Any] = Field(default_factory=dict, description="Settings of the task.")
     model: ModelChoice | None = Field(None, description="Another model than that of the campaign.")
+    other_models: tuple[str, ...] = Field(
+        (), description="Of spontaneous_polarization: models for independent estimates."
+    )
     worker: Literal["cpu", "gpu"] = Field("cpu", description="Kind of worker, on engines with several.")
     keep_hessians: bool = Field(False, description="Put Hessians into the additional store for large arrays.")
 
@@ -166,6 +172,13 @@ class CampaignConfig(Section):
     @classmethod
     def _plain(cls, name: str) -> str:
         return _checked_name(name)
+
+    @model_validator(mode="after")
+    def _others_fit(self) -> CampaignConfig:
+        for position, stage in enumerate(self.stages):
+            if stage.other_models and stage.task != "spontaneous_polarization":
+                raise ValueError(f"stages.{position}: other_models are for the task spontaneous_polarization")
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> CampaignConfig:
@@ -268,6 +281,9 @@ class CampaignConfig(Section):
             if given.dataset is not None and not re.fullmatch(r"[0-9a-f]{64}", given.dataset):
                 changes["dataset"] = place(given.dataset)
             inputs.append(given.model_copy(update=changes))
+        engine = self.engine
+        if engine.launchpad is not None:
+            engine = engine.model_copy(update={"launchpad": place(engine.launchpad)})
         store = None if self.store is None else os.path.expandvars(self.store)
         if store is not None and "://" not in store:
             store = place(store)
@@ -276,7 +292,8 @@ class CampaignConfig(Section):
             stage if stage.model is None else stage.model_copy(update={"model": self._placed(stage.model, base)})
             for stage in self.stages
         )
-        return self.model_copy(update={"inputs": tuple(inputs), "store": store, "model": model, "stages": stages})
+        changed = {"inputs": tuple(inputs), "store": store, "model": model, "stages": stages, "engine": engine}
+        return self.model_copy(update=changed)
 
     @staticmethod
     def _placed(model: ModelChoice, base: Path) -> ModelChoice:
@@ -290,10 +307,8 @@ class CampaignConfig(Section):
         return model.model_copy(update=changes)
 
     def public_dict(self) -> dict[str, Any]:
-        """Return the configuration in JSON types, without what tells where the store or the queue is."""
-        data = self.model_dump(mode="json", exclude={"store"}, exclude_none=True)
-        data["engine"].pop("launchpad", None)
-        return data
+        """Return the configuration in JSON types, without the address of the store, which may hold a password."""
+        return self.model_dump(mode="json", exclude={"store"}, exclude_none=True)
 
     @property
     def digest(self) -> str:

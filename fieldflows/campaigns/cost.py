@@ -9,6 +9,7 @@ neighbors (edges). On one core, a model of 128 channels in float64 needs about (
     response       0.02 s + 0.14 ms · E
     Hessian        0.1 ms · E · 0.6 N        with symmetry; 3N products without
     relaxation     60 steps of 0.05 ms · E
+    P_s            30 responses along the path
 
 These are for cutting work into portions of about equal length; what is left is told from what was measured.
 """
@@ -28,6 +29,8 @@ PRODUCTS = 0.6
 """Products with the Hessian for each atom, where symmetry is used; three without."""
 
 RELAXATION_STEPS = 60
+FRAMES = 30
+"""Responses for a spontaneous polarization: ten frames, and two more for each where the cell changes."""
 
 _FALLBACK_CUTOFF = 5.0
 
@@ -57,6 +60,8 @@ def predicted_seconds(stage: Stage, n_atoms: int, volume: float, speed: float = 
     if stage.spec.task == "relax":
         return RELAXATION_STEPS * FORCE * count / speed
     seconds = RESPONSE_START + RESPONSE * count
+    if stage.spec.task == "spontaneous_polarization":
+        return FRAMES * seconds / speed
     if stage.extent == "ionic":
         other = count if hessian is None else edges(n_atoms, volume, hessian.cutoff or _FALLBACK_CUTOFF)
         settings: Any = getattr(stage.bind(), "settings", None)

@@ -105,7 +105,7 @@ def submit_to_engine(
     manifest["submissions"].append(
         {
             "engine": settings.name,
-            "settings": settings.model_dump(mode="json", exclude={"launchpad"}),
+            "settings": settings.model_dump(mode="json"),
             "ids": list(ids),
             "chunks": numbers,
             "created_at": datetime.now(UTC).isoformat(),

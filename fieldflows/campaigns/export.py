@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fieldflows.campaigns.survey import specs_of, walk
+from fieldflows.errors import SettingsError, suggestion
 from fieldflows.store.query import QueryField
 
 if TYPE_CHECKING:
@@ -26,6 +27,16 @@ RESULT_FIELDS = (
 )
 """Fields of the results that have a column: name, kind, unit."""
 
+POLARIZATION_FIELDS = (
+    ("ps_norm", "number", "µC/cm²"),
+    ("uncertainty", "number", "µC/cm²"),
+    ("energy_difference", "number", "eV"),
+    ("barrier", "number", "eV"),
+    ("nonpolar_spacegroup_symbol", "text", ""),
+    ("status", "text", ""),
+)
+"""The same of spontaneous polarizations, where a stage computes them."""
+
 REFERENCE_FIELDS = (
     ("n", "1"),
     ("e_electronic", "1"),
@@ -34,6 +45,12 @@ REFERENCE_FIELDS = (
     ("energy_above_hull", "eV/atom"),
 )
 """What a database says, in columns ``reference_...``: name, unit."""
+
+
+def result_fields(manifest: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Return name, kind and unit of the fields of results that a campaign can have."""
+    is_polar = any(spec.task == "spontaneous_polarization" for spec in specs_of(manifest))
+    return RESULT_FIELDS + (POLARIZATION_FIELDS if is_polar else ())
 
 
 def columns(manifest: Mapping[str, Any]) -> list[QueryField]:
@@ -50,7 +67,8 @@ def columns(manifest: Mapping[str, Any]) -> list[QueryField]:
         QueryField("nsites", "number", False, "1", "Atoms of the cell."),
         QueryField("band_gap", "number", False, "eV", "Band gap as given with the input."),
     ]
-    made += [QueryField(name, kind, False, unit, "Of the last result.") for name, kind, unit in RESULT_FIELDS]
+    fields = result_fields(manifest)
+    made += [QueryField(name, kind, False, unit, "Of the last result.") for name, kind, unit in fields]
     made.append(QueryField("flags", "text", True, "", "Codes of the flags of the last result."))
     made += [
         QueryField(f"reference_{name}", "number", False, unit, "What the database says.")
@@ -78,7 +96,7 @@ def rows(store: JobStore, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any
     """
     from fieldflows.store.failures import FailuresCollection
 
-    names = [name for name, _, _ in RESULT_FIELDS]
+    names = [name for name, _, _ in result_fields(manifest)]
     for item in walk(store, manifest, [*names, "flags", "key"]):
         facts = item.entry["facts"]
         merged: dict[str, Any] = {}
@@ -111,3 +129,25 @@ def rows(store: JobStore, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any
             "error_type": failure.get("error_type"),
             "error": failure.get("message"),
         }
+
+
+def ranked(
+    table: Iterable[dict[str, Any]], column: str, ascending: bool, known: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield rows by the value in a column; those without one come last.
+
+    Args:
+        table: The rows, all of which are held.
+        column: Name of the column.
+        ascending: Smallest first.
+        known: Names of all columns.
+
+    Raises:
+        SettingsError: If there is no such column.
+    """
+    if column not in known:
+        raise SettingsError(f"The table has no column {column!r}.", suggestion(column, known))
+    held = list(table)
+    present = [row for row in held if row.get(column) is not None]
+    yield from sorted(present, key=lambda row: row[column], reverse=not ascending)
+    yield from (row for row in held if row.get(column) is None)

@@ -221,7 +221,7 @@ def work_on(work: Work, store: JobStore | None, policy: Policy | None = None) ->
         stack.enter_context(watch)
         journal = stack.enter_context(Journal.opened(work.campaign, f"{work.number:05d}"))
         sink = Sink(journal, store)
-        run_chunk(work.items, stages, sink, policy, passage)
+        run_chunk(work.items, stages, sink, policy, passage, _needed_by(work.groups[1:]))
         sink.finish()
         results, failures = sink.leave()
         document = _document(work, passage, start, watch.reason if passage.stopped else None, results, failures)
@@ -340,10 +340,17 @@ def _goes_on(item: Item, passage: Passage, rest: Sequence[Sequence[StageSpec]]) 
     return any(Stage(spec).condition.holds(facts) for spec in open_stages)
 
 
+def _needed_by(groups: Sequence[Sequence[StageSpec]]) -> set[str]:
+    """Return the fields of results that later stages need of earlier ones."""
+    if not groups:
+        return set()
+    conditions = (Stage(spec).condition.roots for group in groups for spec in group)
+    return {"key", "structure", "relaxation"}.union(*conditions)
+
+
 def _carried(item: Item, passage: Passage, rest: Sequence[Sequence[StageSpec]]) -> Item:
     """Return a crystal with the results so far that later stages need."""
-    needed = {"key"}.union(*(Stage(spec).condition.roots for group in rest for spec in group))
-    needed |= {"structure", "relaxation"}
+    needed = _needed_by(rest)
     relaxed = {spec.relaxed_by for group in rest for spec in group}
     rows: dict[str, dict[str, Any]] = {}
     for name, row in passage.rows[item.index].items():

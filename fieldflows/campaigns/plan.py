@@ -12,12 +12,17 @@ from fieldflows.campaigns.cost import predicted_seconds
 from fieldflows.campaigns.inputs import Found
 from fieldflows.campaigns.items import Item
 from fieldflows.campaigns.stages import Stage
-from fieldflows.errors import UnknownElementError
+from fieldflows.errors import EvaluationError, UnknownElementError
+from fieldflows.physics.symmetry import space_group
 from fieldflows.schemas.failure import FailureDocument
 from fieldflows.schemas.identity import structure_hash
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from jobflow import JobStore
+
+SYMMETRY_FACTS = ("spacegroup_symbol", "spacegroup_number", "crystal_system", "point_group")
+"""Facts that are worked out only where a condition asks for one of them."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,22 @@ def _enter(item: Item, stages: Sequence[Stage], chunks: ChunkConfig, elements: C
             "Leave it out, or use models trained on these elements.",
         )
     atoms = item.atoms()
+    if any(stage.condition.roots & set(SYMMETRY_FACTS) for stage in stages):
+        item.facts |= _symmetry(atoms)
     digest = structure_hash(atoms)
     item.keys = {stage.name: stage.key(digest) for stage in stages}
     volume = float(item.facts["volume"])
     item.cost = sum(predicted_seconds(stage, len(atoms), volume, chunks.speed) for stage in stages)
+
+
+def _symmetry(atoms: Atoms) -> dict[str, Any]:
+    """Return the facts about the symmetry of a crystal as it came in; results replace them by their own."""
+    try:
+        group = space_group(atoms.cell[:], atoms.positions, atoms.numbers)
+    except EvaluationError:
+        return dict.fromkeys(SYMMETRY_FACTS)
+    values = (group.symbol, group.number, group.crystal_system, group.point_group)
+    return dict(zip(SYMMETRY_FACTS, values, strict=True))
 
 
 def _failure(error: Exception, item: Item, campaign: str) -> FailureDocument:

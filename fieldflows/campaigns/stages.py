@@ -19,6 +19,7 @@ from fieldflows.errors import FieldflowsError, SettingsError, suggestion
 from fieldflows.jobs.evaluate import extra_settings
 from fieldflows.jobs.models import ModelReference
 from fieldflows.jobs.relax import RelaxSettings, relax_structure
+from fieldflows.physics.relation import POLAR_POINT_GROUPS
 from fieldflows.properties.base import (
     Property,
     PropertyInput,
@@ -29,8 +30,13 @@ from fieldflows.properties.base import (
     model_card,
 )
 from fieldflows.properties.dielectric import DielectricProperty, DielectricSettings
+from fieldflows.properties.spontaneous_polarization import (
+    SpontaneousPolarizationProperty,
+    SpontaneousPolarizationSettings,
+)
 from fieldflows.schemas.common import Document, structure_from_dict
 from fieldflows.schemas.failure import FailureDocument
+from fieldflows.schemas.ferroelectric import SpontaneousPolarizationDocument
 from fieldflows.schemas.identity import document_key, settings_hash, structure_hash
 from fieldflows.schemas.provenance import Provenance, Relaxation
 from fieldflows.schemas.relaxation import SCHEMA_VERSION as RELAXATION_VERSION
@@ -44,8 +50,17 @@ if TYPE_CHECKING:
 
 Outcome = Document | FailureDocument
 
-SETTINGS: dict[str, type[Any]] = {"relax": RelaxSettings, "dielectric": DielectricSettings}
+SETTINGS: dict[str, type[Any]] = {
+    "relax": RelaxSettings,
+    "dielectric": DielectricSettings,
+    "spontaneous_polarization": SpontaneousPolarizationSettings,
+}
 """Class of the settings of each task."""
+
+GATES: dict[str, dict[str, Any]] = {
+    "spontaneous_polarization": {"point_group": {"$in": sorted(POLAR_POINT_GROUPS)}},
+}
+"""What a crystal must fulfill for a task to make sense, whatever the condition of the stage says."""
 
 
 PLANNING_DEVICE = "cpu"
@@ -54,13 +69,15 @@ PLANNING_DEVICE = "cpu"
 
 def make_property(task: str, settings: Mapping[str, Any]) -> Property:
     """Return the property of a task that computes one."""
-    assert task == "dielectric"
+    if task == "spontaneous_polarization":
+        return SpontaneousPolarizationProperty(SpontaneousPolarizationSettings(**dict(settings)))
     return DielectricProperty(DielectricSettings(**dict(settings)))
 
 
 def asked_for(task: str, extent: str | None) -> Property:
     """Return a property that can say, without any model, whether a stored result holds this part."""
-    assert task == "dielectric"
+    if task == "spontaneous_polarization":
+        return SpontaneousPolarizationProperty()
     return DielectricProperty(ionic=extent == "ionic")
 
 
@@ -97,6 +114,7 @@ class StageSpec:
         hessian_model: Separate model of forces and Hessian.
         worker: Kind of worker.
         keep_hessians: Whether Hessians are kept.
+        other_models: Models for independent estimates.
         extent: Which part of its documents it asks for, as the models decide.
         relaxed_by: Name of the relaxation before it, if any.
         relax: Settings and model of that relaxation, and of one before it.
@@ -111,6 +129,7 @@ class StageSpec:
     hessian_model: ModelReference | None = None
     worker: str = "cpu"
     keep_hessians: bool = False
+    other_models: tuple[ModelReference, ...] = ()
     extent: str | None = None
     relaxed_by: str | None = None
     relax: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +145,7 @@ class StageSpec:
         changes = {
             "model": ModelReference(**data["model"]),
             "hessian_model": None if hessian is None else ModelReference(**hessian),
+            "other_models": tuple(ModelReference(**other) for other in data.get("other_models") or ()),
         }
         return cls(**{**data, **changes})
 
@@ -151,7 +171,9 @@ def resolve_stages(config: CampaignConfig) -> list[Stage]:
             relaxed_by, relax = _relaxation_before(before)
             spec = StageSpec(
                 stage.name, stage.task, stage.where, parent, dict(stage.settings), model, hessian, stage.worker,
-                stage.keep_hessians, None, relaxed_by, relax,
+                stage.keep_hessians,
+                tuple(_reference(choice, name, None) for name in stage.other_models),
+                None, relaxed_by, relax,
             )  # fmt: skip
             prop = Stage(spec, PLANNING_DEVICE).bind()
             extent = None if prop is None else extent_of(prop)
@@ -191,7 +213,7 @@ class Stage:
     def __init__(self, spec: StageSpec, device: str | None = None) -> None:
         self.spec = spec
         self._device = device
-        self.condition = Condition.of(spec.where)
+        self.condition = Condition.of(spec.where, GATES.get(spec.task))
         self._models: tuple[FieldModel, FieldModel | None] | None = None
         self._bound: Property | None = None
         self._extra: dict[str, Any] | None = None
@@ -280,14 +302,20 @@ class Stage:
 
     def covers(self, row: Mapping[str, Any]) -> bool:
         """Return whether a stored result holds what the stage asks for; no model is needed to tell."""
-        return self.spec.task == "relax" or covers(asked_for(self.spec.task, self.spec.extent), row)
+        if self.spec.task == "relax":
+            return True
+        others = {item["model"]["sha256"] for item in row.get("independent") or ()}
+        if not {model.sha256 for model in self.spec.other_models} <= others:
+            return False
+        return covers(asked_for(self.spec.task, self.spec.extent), row)
 
     @property
     def fields(self) -> set[str]:
         """Top-level fields of a stored result that the campaign needs to go on from it."""
         if self.spec.task == "relax":
             return {"structure", "relaxation"}
-        return set(cover_fields(asked_for(self.spec.task, self.spec.extent)))
+        own = {"independent"} if self.spec.other_models else set()
+        return own.union(cover_fields(asked_for(self.spec.task, self.spec.extent)))
 
     def lacks(self, row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
         """Return whether a stored result does not show a fact that is known of the crystal by now."""
@@ -357,7 +385,17 @@ class Stage:
             max_batch_structures=max(len(subjects), 1),
             on_responses=keep if self.spec.keep_hessians else None,
         )
+        if self.spec.other_models:
+            outcomes = [self._compared(prop, outcome) for outcome in outcomes]
         return outcomes, hessians
+
+    def _compared(self, prop: Any, outcome: Outcome) -> Outcome:
+        """Return a spontaneous polarization with independent estimates by the other models."""
+        from fieldflows.evaluation.independent import with_independent_estimates
+
+        if not isinstance(outcome, SpontaneousPolarizationDocument):
+            return outcome
+        return with_independent_estimates(outcome, prop, [model.open() for model in self.spec.other_models])
 
     def _relaxed(self, subject: PropertyInput, key: str) -> Outcome:
         model, hessian = self.models()

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import warnings
 from queue import Queue
 from typing import IO, Any
 
@@ -22,6 +23,7 @@ def main() -> None:
     """Work until the input ends."""
     from fieldflows.store import get_store
 
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries, at every job
     reports = _own_output()
     orders: Queue[dict[str, Any] | None] = Queue()
     ended = threading.Event()

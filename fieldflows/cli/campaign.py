@@ -180,10 +180,15 @@ def export(
     parquet: Annotated[
         Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file.", show_default=False)
     ] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option("--sort", metavar="COLUMN", help="Rank by a column, largest first.", show_default=False),
+    ] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Rank smallest first.")] = False,
 ) -> None:
     """Write one row for each input: prediction, what the database says, what became of it in each stage."""
     from fieldflows.campaigns.dispatch import collect_outputs
-    from fieldflows.campaigns.export import columns, rows
+    from fieldflows.campaigns.export import columns, ranked, rows
     from fieldflows.campaigns.records import Campaigns
     from fieldflows.store.export import write_csv, write_json, write_parquet
 
@@ -194,13 +199,16 @@ def export(
         manifest = Campaigns.of(job_store).require(title)
         collect_outputs(job_store, title)
         fields = columns(manifest)
+        table = rows(job_store, manifest)
+        if sort is not None:
+            table = ranked(table, sort, ascending, [field.path for field in fields])
         if parquet is not None:
-            count = write_parquet(rows(job_store, manifest), fields, parquet)
+            count = write_parquet(table, fields, parquet)
             typer.echo(f"{count} rows written to {parquet}", err=True)
         elif as_json:
-            write_json(rows(job_store, manifest), sys.stdout)
+            write_json(table, sys.stdout)
         else:
-            write_csv(rows(job_store, manifest), [field.path for field in fields], sys.stdout)
+            write_csv(table, [field.path for field in fields], sys.stdout)
 
 
 def list_campaigns(store: StoreOption = None, as_json: JsonOption = False) -> None:

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("fieldflows.cli.model", "List, describe and import models."),
     "dataset": ("fieldflows.cli.dataset", "Build a dataset from labeled crystals."),
     "path": ("fieldflows.cli.path", "Build the path from a nonpolar to a polar crystal."),
+    "ferroelectric": ("fieldflows.cli.ferroelectric", "Compute the spontaneous polarization of polar crystals."),
     "train": ("fieldflows.cli.train", "Train a model."),
     "evaluate": ("fieldflows.cli.evaluate", "Compare a model with the labels of a dataset."),
     "demo": ("fieldflows.cli.demo", "Screen well-known crystals and compare with published values."),

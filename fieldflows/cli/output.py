@@ -76,7 +76,49 @@ def result_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
     return table(title, columns, rows, left=2 if has_id else 1)
 
 
+def plain_table(documents: Iterable[Mapping[str, Any]], columns: Sequence[str], title: str) -> Table:
+    """Return a table of some fields of documents, whatever they are; keys are shortened.
+
+    Args:
+        documents: Stored documents, as dictionaries.
+        columns: Dotted paths.
+        title: Heading.
+    """
+    from fieldflows.store.export import value_at
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return "–" if value is None else str(value)
+
+    rows = [
+        [cell(value_at(doc, path))[:8] if path == "key" else cell(value_at(doc, path)) for path in columns]
+        for doc in documents
+    ]
+    return table(title, [path.rpartition(".")[2].replace("_", " ") for path in columns], rows, left=3)
+
+
 def failure_table(failures: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of structures that failed."""
     rows = [(item["source"] or item["formula"] or "–", item["stage"], item["message"]) for item in failures]
     return table("Failures", ["structure", "step", "reason"], rows, left=3)
+
+
+def polarization_table(documents: Iterable[Mapping[str, Any]], title: str) -> Table:
+    """Return the table of spontaneous polarizations, in the order given.
+
+    Args:
+        documents: Stored documents, as dictionaries.
+        title: Heading.
+    """
+    rows = []
+    for doc in documents:
+        energies = [doc.get(name) for name in ("energy_difference", "barrier")]
+        row = [doc["formula_pretty"], doc.get("material_id") or "–", doc["spacegroup_symbol"]]
+        row += [doc["nonpolar_spacegroup_symbol"], number(doc.get("ps_norm"), 1), number(doc.get("uncertainty"), 1)]
+        row += [f"{doc['band_low']:.1f} … {doc['band_high']:.1f}", number(doc["largest_displacement"])]
+        row += [number(None if value is None else 1000 * value, 1) for value in energies]
+        row += [doc["status"], ", ".join(flag["code"] for flag in doc.get("flags") or ()) or "–"]
+        rows.append(row)
+    columns = ["formula", "id", "polar", "nonpolar", "P_s", "±", "band", "Å", "ΔE / meV", "barrier", "status", "flags"]
+    return table(title, columns, rows, left=4)

@@ -70,25 +70,10 @@ def path(
 
 def _end(text: str) -> Atoms:
     """Return the crystal that a file or an identifier names."""
-    from fieldflows.datasets.mp_structures import fetch_structure, is_identifier
-    from fieldflows.errors import InputError
-    from fieldflows.inputs import read_structures
+    from fieldflows.jobs.structures import named_structure
     from fieldflows.structures import as_atoms
 
-    name, _, number = text.rpartition("#") if "#" in text and not Path(text).exists() else (text, "", "")
-    if is_identifier(text) and not Path(text).exists():
-        return fetch_structure(text)
-    structures, failures = read_structures([name])
-    wanted = [item for item in structures if not number or str(item.index) == number]
-    failed = [item for item in failures if not number or str(item.index) == number]
-    if failed and not wanted:
-        raise InputError(failed[0].message)
-    if len(wanted) != 1:
-        raise InputError(
-            f"{name} holds {len(structures)} structures" + (f", none of number {number}." if number else "."),
-            f"Name one of them: {name}#0 is the first.",
-        )
-    return as_atoms(wanted[0].structure)
+    return as_atoms(named_structure(text).structure)
 
 
 def _write(found: DistortionPath, out: Path) -> None:

@@ -41,6 +41,42 @@ CSV_COLUMNS = (
 )
 """Columns of the CSV and Parquet outputs unless others are asked for."""
 
+TASK_COLUMNS: dict[str, tuple[str, ...]] = {
+    "dielectric": CSV_COLUMNS,
+    "relax": (
+        "key",
+        "material_id",
+        "formula_pretty",
+        "nsites",
+        "volume",
+        "relaxation.converged",
+        "relaxation.n_steps",
+        "relaxation.max_force",
+        "relaxation.volume_change",
+        "source",
+        "provenance.model.name",
+    ),
+    "spontaneous_polarization": (
+        "key",
+        "material_id",
+        "formula_pretty",
+        "spacegroup_symbol",
+        "nonpolar_spacegroup_symbol",
+        "ps_norm",
+        "uncertainty",
+        "band_low",
+        "band_high",
+        "largest_displacement",
+        "energy_difference",
+        "barrier",
+        "status",
+        "flags.code",
+        "source",
+        "provenance.model.name",
+    ),
+}
+"""Columns of the outputs for other tasks, and of their tables."""
+
 TABLE_FIELDS = (
     "formula_pretty",
     "material_id",
@@ -70,6 +106,9 @@ def query(
         ),
     ] = "",
     store: StoreOption = None,
+    task: Annotated[
+        str, typer.Option("--task", help="Kind of results: dielectric, relax, ...; 'all' for every kind.")
+    ] = "dielectric",
     sort: Annotated[
         str | None, typer.Option("--sort", metavar="FIELD", help="Sort by a field, largest first.", show_default=False)
     ] = None,
@@ -108,9 +147,9 @@ def query(
         return
     if as_json + as_csv + (parquet is not None) > 1:
         raise SettingsError("--json, --csv and --parquet exclude each other.", "Choose one.")
-    criteria = parse_query(expression)
+    criteria = _of_task(parse_query(expression), task)
     chosen = [resolve_field(name.strip()) for name in columns.split(",")] if columns else None
-    paths = [field.path for field in chosen] if chosen else list(CSV_COLUMNS)
+    paths = [field.path for field in chosen] if chosen else list(TASK_COLUMNS.get(task, CSV_COLUMNS))
     order = resolve_field(sort) if sort else None
     job_store = get_store(store, must_exist=True)
     try:
@@ -126,18 +165,41 @@ def query(
             else:
                 write_csv(found, paths, sys.stdout)
         else:
-            _print_table(results, criteria, order, ascending, limit)
+            _print_table(results, criteria, order, ascending, limit, task)
     finally:
         job_store.close()
 
 
+def _of_task(criteria: dict[str, Any], task: str) -> dict[str, Any]:
+    """Return a filter for results of one kind.
+
+    Raises:
+        SettingsError: If there is no such kind.
+    """
+    from fieldflows.errors import suggestion
+    from fieldflows.store.versions import RESULT_CLASSES
+
+    if task == "all":
+        return criteria
+    if task not in RESULT_CLASSES:
+        raise SettingsError(f"There is no kind of results {task!r}.", suggestion(task, [*RESULT_CLASSES, "all"]))
+    return {"$and": [{"task": task}, criteria]} if criteria else {"task": task}
+
+
 def _print_table(
-    results: ResultsCollection, criteria: dict[str, Any], order: QueryField | None, ascending: bool, limit: int | None
+    results: ResultsCollection,
+    criteria: dict[str, Any],
+    order: QueryField | None,
+    ascending: bool,
+    limit: int | None,
+    task: str,
 ) -> None:
+    plain = task in ("dielectric", "all")
+    columns = list(TABLE_FIELDS if plain else TASK_COLUMNS[task])
     most = output.MAX_ROWS if limit is None else limit
     asked = output.MAX_ROWS + 1 if limit is None else limit
-    documents = list(_found(results, criteria, order, ascending, asked, list(TABLE_FIELDS)))
-    console, total = output.console(), results.count()
+    documents = list(_found(results, criteria, order, ascending, asked, columns))
+    console, total = output.console(), results.count(_of_task({}, task))
     if not documents:
         console.print(f"None of {total} results fits.")
         return
@@ -146,7 +208,12 @@ def _print_table(
     if is_cut:
         title += f" (the first {most} are shown; --limit 0 shows all)"
         documents = documents[:most]
-    console.print(output.result_table(documents, title))
+    if task == "spontaneous_polarization":
+        console.print(output.polarization_table(documents, title))
+    elif plain:
+        console.print(output.result_table([doc for doc in documents if "born_charge_min" in doc], title))
+    else:
+        console.print(output.plain_table(documents, columns, title))
 
 
 def _found(

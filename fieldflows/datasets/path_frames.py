@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from fieldflows.datasets.extxyz import RawFrame
-from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path, polarization_of
+from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path
 from fieldflows.datasets.source import Source, SourceData, make_frame
+from fieldflows.physics.branches import polarization_of
 from fieldflows.schemas.dataset import FrameFindings
 
 Labels = Mapping[str, NDArray[np.float64]]

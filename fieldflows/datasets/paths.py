@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fieldflows.datasets.extxyz import RawFrame
+from fieldflows.physics.branches import follow_branch, polarization_of
 from fieldflows.schemas.dataset import Finding
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
 
@@ -104,16 +105,6 @@ class PolarizationPath:
         return polarization_of(self.changes[-1], self.frames[-1].cell) * E_PER_A2_TO_UC_PER_CM2
 
 
-def polarization_of(fractions: FloatArray, cell: FloatArray) -> FloatArray:
-    """Return P = Σ_i f_i a_i/Ω, (3,) in e/Å², from fractions of the quanta along the lattice vectors.
-
-    Args:
-        fractions: (3,) f_i, dimensionless.
-        cell: (3, 3) rows are the lattice vectors of the frame itself, in Å.
-    """
-    return np.asarray(fractions @ cell) / abs(float(np.linalg.det(cell)))
-
-
 def read_paths(raws: Sequence[RawFrame]) -> tuple[list[PolarizationPath], list[tuple[list[RawFrame], Finding]]]:
     """Group frames into paths, and return the paths and what is no path, with the reason.
 
@@ -135,9 +126,7 @@ def read_paths(raws: Sequence[RawFrame]) -> tuple[list[PolarizationPath], list[t
         values = np.array([raw.info[POLARIZATION_KEY] for raw in members])
         quanta = np.array([raw.info[QUANTA_KEY] for raw in members])
         fractions = values / quanta
-        steps = np.diff(fractions, axis=0)
-        steps -= np.round(steps)
-        changes = np.vstack([np.zeros(3), np.cumsum(steps, axis=0)])
+        changes = follow_branch(fractions).changes
         paths.append(PolarizationPath(wfid, tuple(members), fractions, changes))
     return paths, broken
 

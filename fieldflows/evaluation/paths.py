@@ -17,11 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from fieldflows.datasets.paths import N_FRAMES, polarization_of
+from fieldflows.datasets.paths import N_FRAMES
 from fieldflows.evaluation.statistics import quantity_evaluation
-from fieldflows.physics.polarization import fold_polarization, polarization_from_charges, polarization_quantum
+from fieldflows.physics.branches import estimate_from_charges, spontaneous_polarization
+from fieldflows.physics.polarization import fold_polarization, polarization_quantum
 from fieldflows.schemas.evaluation import PathEvaluation, QuantityEvaluation
 from fieldflows.training.metrics import FloatArray, Predictions
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
@@ -36,34 +36,6 @@ UNIT = "µC/cm²"
 EndKey = tuple[str, str, int]
 EndCharges = Mapping[EndKey, FloatArray]
 """Born effective charges (n, 3, 3), e, by source, identifier of the path, and frame number."""
-
-
-def polarization_fractions(polarization: ArrayLike, cell: ArrayLike) -> FloatArray:
-    """Return f with P = Σ_i f_i e a_i/Ω, (3,), dimensionless.
-
-    Args:
-        polarization: (3,) in e/Å².
-        cell: (3, 3) lattice vectors as rows, in Å.
-    """
-    matrix = np.asarray(cell, dtype=float)
-    return np.asarray(polarization, dtype=float) @ np.linalg.inv(matrix) * abs(float(np.linalg.det(matrix)))
-
-
-def spontaneous_polarization(
-    polar: ArrayLike, polar_cell: ArrayLike, nonpolar: ArrayLike, nonpolar_cell: ArrayLike
-) -> FloatArray:
-    """Return P_s of a path from the polarization at its ends, (3,) in e/Å², in the frame of the polar end.
-
-    Each polarization is taken apart in its own cell, since the ends differ by strain, and may by a rotation.
-
-    Args:
-        polar: (3,) P at the polar end, e/Å².
-        polar_cell: (3, 3) its lattice vectors as rows, Å.
-        nonpolar: (3,) P at the nonpolar end, e/Å².
-        nonpolar_cell: (3, 3) its lattice vectors as rows, Å.
-    """
-    change = polarization_fractions(polar, polar_cell) - polarization_fractions(nonpolar, nonpolar_cell)
-    return polarization_of(change, np.asarray(polar_cell, dtype=float))
 
 
 def path_key(frame: LabeledFrame) -> tuple[str, str] | None:
@@ -98,8 +70,8 @@ def polarization_of_displacements(
     left, _, right = np.linalg.svd(np.linalg.solve(other, cell))
     rotation = (left @ right).T
     moved = polar.get_scaled_positions(wrap=False) - nonpolar.get_scaled_positions(wrap=False)
-    mean = 0.5 * (polar_charges + np.einsum("ia,nab,jb->nij", rotation, nonpolar_charges, rotation))
-    return polarization_from_charges(mean, (moved - np.round(moved)) @ cell, abs(float(np.linalg.det(cell))))
+    turned = np.einsum("ia,nab,jb->nij", rotation, nonpolar_charges, rotation)
+    return estimate_from_charges([turned, polar_charges], moved - np.round(moved), cell)
 
 
 def evaluate_paths(

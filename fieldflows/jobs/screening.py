@@ -55,7 +55,7 @@ def dielectric_response(
     """
     outcome = _run([subject], model, hessian_model, settings, relax, recompute, False)
     if outcome.failures:
-        raise _as_error(outcome.failures[0])
+        raise as_error(outcome.failures[0])
     (document,) = outcome.documents
     return document  # type: ignore[return-value]
 
@@ -111,7 +111,7 @@ def _run(
         [PropertyInput(**dict(subject)) for subject in subjects],
         model.open(),
         None if hessian_model is None else hessian_model.open(),
-        results=_results(),
+        results=job_results(),
         relax=None if relax is None else RelaxSettings(**dict(relax)),
         recompute=recompute,
         keep_hessians=keep_hessians,
@@ -124,7 +124,7 @@ def _hessian_record(key: str, response: Response) -> HessianRecord:
     return HessianRecord(key=key, hessian=response.get("hessian").tolist(), atoms=atoms)
 
 
-def _results() -> ResultsCollection | None:
+def job_results() -> ResultsCollection | None:
     """Return the results collection of the store that the job runs with; None if it has none.
 
     The workers of jobflow-remote have no access to the database of the project: they write outputs to files, for the
@@ -154,7 +154,8 @@ def _results_of_worker() -> ResultsCollection | None:
         return None
 
 
-def _as_error(failure: FailureDocument) -> FieldflowsError:
+def as_error(failure: FailureDocument) -> FieldflowsError:
+    """Return the error that a record was made of, of its class if that is one of ours."""
     kind = getattr(fieldflows.errors, failure.error_type, EvaluationError)
     if not (isinstance(kind, type) and issubclass(kind, FieldflowsError)):
         kind = EvaluationError

@@ -24,7 +24,6 @@ class StageCounts(Document):
     failed_before: int = quantity("1", "Crystals that had failed before, and were not tried again.", 0)
     left: int = quantity("1", "Crystals that were not reached, as the work was stopped.", 0)
     seconds: float = quantity("s", "Time of plan, evaluation and analysis.", 0.0)
-    cost: float = quantity("s", "Predicted time of what was computed.", 0.0)
 
     @property
     def done(self) -> int:

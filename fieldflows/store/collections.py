@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _KNOWN = "_fieldflows_collections"
 
+_DUPLICATE_KEY = 11000
+
 PORTION = 500
 """Keys in one question to the store."""
 
@@ -94,8 +96,18 @@ class KeyedCollection:
         """
         if rows:
             self._prepare()
-            patiently(partial(self.store.update, rows, key=self.key_field), self.store)
+            patiently(partial(self._write, rows), self.store)
         return len(rows)
+
+    def keys(self, criteria: dict[str, Any] | None = None) -> list[str]:
+        """Return the keys of the stored documents that match a Mongo filter."""
+
+        def found() -> list[str]:
+            rows = self.store.query(criteria or {}, [self.key_field])
+            return [row[self.key_field] for row in rows if row.get(self.key_field)]
+
+        self._prepare()
+        return patiently(found, self.store)
 
     def fetch(self, keys: Sequence[str], properties: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the stored documents of those of the keys that there are.
@@ -158,5 +170,18 @@ class KeyedCollection:
             patiently(self._ensure_indexes, self.store)
             self._indexed = True
 
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        from pymongo.errors import BulkWriteError
+
+        try:
+            self.store.update(rows, key=self.key_field)
+        except BulkWriteError as error:
+            if any(item.get("code") != _DUPLICATE_KEY for item in (error.details or {}).get("writeErrors", [{}])):
+                raise
+            # another client put the same key at this moment: now it is there, and is replaced
+            self.store.update(rows, key=self.key_field)
+
     def _ensure_indexes(self) -> None:
-        self.store.ensure_index(self.key_field)
+        # without a unique one, a MongoDB holds a new key twice if two clients put it at once
+        if not self.store.ensure_index(self.key_field, unique=True):
+            self.store.ensure_index(self.key_field)

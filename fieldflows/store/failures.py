@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 FAILURES_COLLECTION = "failures"
 """Name of the collection, and of the additional store of a JobStore, that holds failures."""
 
-INDEXED_FIELDS = ("failure_key", "key", "campaign", "material_id")
-"""Fields by which failures are found quickly."""
+INDEXED_FIELDS = ("key", "campaign", "material_id")
+"""Fields by which failures are found quickly, beside their own key."""
 
 
 class FailuresCollection(KeyedCollection):
@@ -63,6 +63,7 @@ class FailuresCollection(KeyedCollection):
             yield FailureDocument.from_json_dict(row)
 
     def _ensure_indexes(self) -> None:
+        super()._ensure_indexes()
         for field in INDEXED_FIELDS:
             self.store.ensure_index(field)
 

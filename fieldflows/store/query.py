@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from fieldflows.errors import QueryError, suggestion
-from fieldflows.schemas.dielectric import DielectricDocument
+from fieldflows.store.versions import RESULT_CLASSES
 
 MAXIMUM_LENGTH = 4000
 """Longest query in characters."""
@@ -83,19 +83,22 @@ class QueryField:
 
 @cache
 def query_fields() -> dict[str, QueryField]:
-    """Return all fields of a stored dielectric document by dotted path."""
+    """Return all fields of stored results by dotted path; those of the dielectric document first."""
     found: dict[str, QueryField] = {}
-    _collect(DielectricDocument, "", False, found)
+    for kind in RESULT_CLASSES.values():
+        own: dict[str, QueryField] = {}
+        _collect(kind, "", False, own)
+        found = own | found
     return found
 
 
 def parse_query(text: str) -> dict[str, Any]:
     """Return the Mongo filter of a query.
 
-    Fields are those of the dielectric document, nested ones with dots, elements of a list with ``[0]``; the short
-    names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained), ``in``, ``not in``,
-    ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no comparison by
-    size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
+    Fields are those of the documents in the results collection, nested ones with dots, elements of a list with
+    ``[0]``; the short names of :data:`ALIASES` are understood.  Comparisons (``< <= > >= == !=``, also chained),
+    ``in``, ``not in``, ``and``, ``or``, ``not`` and parentheses are allowed.  A value that is absent (null) fulfills no
+    comparison by size.  A text that starts with ``{`` is taken as a Mongo filter in JSON; its operators must be among
     :data:`OPERATORS`.
 
     Args:

@@ -20,6 +20,7 @@ RESULTS_COLLECTION = "results"
 
 INDEXED_FIELDS = (
     "key",
+    "task",
     "material_id",
     "formula_pretty",
     "chemsys",
@@ -46,6 +47,7 @@ SELECTIVE_FIELDS = ("key", "material_id", "formula_pretty", "chemsys", "spacegro
 """Those of them of which few results share a value."""
 
 CATEGORY_FIELDS = (
+    "task",
     "nelements",
     "crystal_system",
     "insulating",
@@ -119,7 +121,7 @@ class ResultsCollection(KeyedCollection):
     def _ensure_indexes(self) -> None:
         from fieldflows.store.sqlite import SQLiteStore
 
-        self.store.ensure_index("key")
+        super()._ensure_indexes()
         if isinstance(self.store, SQLiteStore):
             self.store.ensure_lookup(INDEXED_FIELDS, INDEXED_LISTS, SELECTIVE_FIELDS, CATEGORY_FIELDS)
             return

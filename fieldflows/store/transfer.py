@@ -100,7 +100,7 @@ def _copy(
     dry_run: bool,
 ) -> None:
     name = source.key_field
-    keys = [row[name] for row in source.query(criteria or {}, [name]) if row.get(name)]
+    keys = source.keys(criteria)
     for start in range(0, len(keys), PORTION):
         rows = _present(source, keys[start : start + PORTION], counts)
         known = {row[name]: row for row in target.fetch(list(rows))}

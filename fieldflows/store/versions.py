@@ -10,13 +10,18 @@ from typing import TYPE_CHECKING, Any
 from fieldflows.schemas.common import Document
 from fieldflows.schemas.dielectric import DielectricDocument
 from fieldflows.schemas.failure import FailureDocument
+from fieldflows.schemas.ferroelectric import SpontaneousPolarizationDocument
 from fieldflows.schemas.relaxation import RelaxationDocument
 from fieldflows.store.collections import PORTION, KeyedCollection
 
 if TYPE_CHECKING:
     from fieldflows.store.failures import FailuresCollection
 
-RESULT_CLASSES: dict[str, type[Document]] = {"dielectric": DielectricDocument, "relax": RelaxationDocument}
+RESULT_CLASSES: dict[str, type[Document]] = {
+    "dielectric": DielectricDocument,
+    "relax": RelaxationDocument,
+    "spontaneous_polarization": SpontaneousPolarizationDocument,
+}
 """Document class of a result by its task."""
 
 Progress = Callable[[int, int], None]
@@ -96,7 +101,7 @@ def migrate(
     older: list[dict[str, Any]] = [{"task": kind, "schema_version": {"$lt": number}} for kind, number in latest.items()]
     if name == "failure_key":
         older = [{"schema_version": {"$lt": FailureDocument.latest_version}}]
-    keys = [row[name] for row in collection.query({"$or": older}, [name])]
+    keys = collection.keys({"$or": older})
     for start in range(0, len(keys), PORTION):
         fresh: dict[str, dict[str, Any]] = {}
         done: list[str] = []

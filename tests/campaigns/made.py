@@ -24,7 +24,7 @@ def crystals(count: int) -> list[Atoms]:
     made = []
     for number in range(count):
         name, length = PAIRS[number % len(PAIRS)]
-        made.append(bulk(name, "rocksalt", length * (1 + 0.001 * (number // len(PAIRS)))))
+        made.append(bulk(name, "rocksalt", length * (1 + 1e-4 * (number // len(PAIRS)))))
     return made
 
 

@@ -48,6 +48,10 @@ def work(launchpad, category: str = "") -> None:
     rapidfire(launchpad, fireworks.FWorker(category=category), strm_lvl="CRITICAL")
 
 
+def number_of(launchpad, uuid: str) -> int:
+    return launchpad.fireworks.find_one({"spec.job_uuid": uuid})["fw_id"]
+
+
 def test_workers_take_their_category_and_failures_stay_alone(launchpad, address: str, tmp_path, capsys) -> None:  # noqa: F811
     engine = FireworksEngine(workers={"gpu": "a100", "cpu": "milan"})
     jobs = [*chunk_jobs(2, 2), broken_job(), *chunk_jobs(1, 3, "gpu", 4.5)]
@@ -55,7 +59,7 @@ def test_workers_take_their_category_and_failures_stay_alone(launchpad, address:
     ids = engine.submit(jobs, name="trial", metadata={"campaign": "trial"})
     assert engine.states(ids) == NONE | {"ready": 4}
     assert engine.states([*ids, "999"]) == NONE | {"ready": 4, "missing": 1}
-    assert launchpad.get_fw_by_id(int(ids[1])).spec["_priority"] == 7
+    assert launchpad.get_fw_by_id(number_of(launchpad, ids[1])).spec["_priority"] == 7
 
     work(launchpad, "milan")
     assert engine.states(ids) == NONE | {"done": 2, "failed": 1, "ready": 1}
@@ -65,7 +69,7 @@ def test_workers_take_their_category_and_failures_stay_alone(launchpad, address:
     assert engine.states(ids) == NONE | {"done": 3, "failed": 1}
     assert results.count() == 7
     order = sorted(launchpad.launches.find(), key=lambda launch: launch["launch_id"])
-    assert str(order[0]["fw_id"]) == ids[1]
+    assert order[0]["fw_id"] == number_of(launchpad, ids[1])
 
     assert engine.rerun(ids) == 1
     assert engine.states(ids) == NONE | {"done": 3, "ready": 1}
@@ -124,7 +128,7 @@ def test_what_runs_when_it_is_canceled_or_taken_for_lost_does_no_harm(launchpad,
     ids = engine.submit(chunk_jobs(2), name="trial", metadata={})
     launches = dict(launchpad.checkout_fw(fireworks.FWorker(), str(tmp_path))[::-1] for _ in ids)
     assert engine.states(ids) == NONE | {"running": 2}
-    numbers = {str(firework.fw_id): launch for launch, firework in launches.items()}
+    numbers = {firework.spec["job_uuid"]: launch for launch, firework in launches.items()}
 
     assert engine.cancel(ids[:1]) == 1
     assert engine.lost(ids, silent_s=0, rerun=True) == ids[1:]
@@ -148,8 +152,7 @@ def test_many_jobs_are_cut_into_workflows_and_added_once(launchpad) -> None:
     assert len(set(ids)) == 250 == launchpad.fireworks.count_documents({})
     assert sorted(len(row["nodes"]) for row in launchpad.workflows.find()) == [3, 50, 197]
     assert {row["metadata"].get("campaign") for row in launchpad.workflows.find()} == {None, "trial"}
-    uuids = {row["fw_id"]: row["spec"]["job_uuid"] for row in launchpad.fireworks.find()}
-    assert [uuids[int(number)] for number in ids] == [made.uuid for made in jobs]
+    assert {row["spec"]["job_uuid"] for row in launchpad.fireworks.find()} == {made.uuid for made in jobs} == set(ids)
     assert engine.cancel(ids[200:210]) == 10
     assert engine.states(ids) == NONE | {"ready": 240, "canceled": 10}
     assert engine.cancel(ids[205:215]) == 5

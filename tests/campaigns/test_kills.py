@@ -53,7 +53,9 @@ def disturbed(folder: Path, kills: int, seed: int) -> tuple[int, int]:
         if driver.poll() is not None:
             break  # everything is done: nobody is left to kill
         victims = children(driver.pid)
-        if random_.random() < 0.3 or not victims:
+        if not victims:
+            continue  # it has only just begun
+        if random_.random() < 0.3:
             kill(driver.pid)
             driver.wait()
             drivers += 1
@@ -86,8 +88,9 @@ def test_a_few_kills(tmp_path: Path, journals: Path) -> None:
 
 @pytest.mark.slow
 def test_a_hundred_kills(tmp_path: Path, journals: Path) -> None:
-    folder = prepared(tmp_path, 3000, 40)
+    folder = prepared(tmp_path, 2000, 40)
     workers, drivers = disturbed(folder, 100, seed=2)
     assert workers + drivers == 100, (workers, drivers)
-    check(folder, 3000)
+    assert min(workers, drivers) > 10
+    check(folder, 2000)
     assert list(journals.rglob("*.jsonl")) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from fieldflows.testing.mongodb import memory_mongodb
 
 
 @pytest.fixture
-def filled(cli, crystals: Path) -> Path:
+def filled(cli, crystals: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # other tests of this process may have let jobflow log everything to standard output
+    monkeypatch.setattr(logging.root, "handlers", [])
     assert cli("screen", crystals, "--model", "toy", "--store", "s.db").code == 0
     return Path("s.db")
 

@@ -59,7 +59,7 @@ def test_long_tables_stop_by_themselves(filled, monkeypatch: pytest.MonkeyPatch)
 
 def test_absent_values_come_last_in_both_directions(filled) -> None:
     results = ResultsCollection.of(get_store("s.db"))
-    results.put([{"key": f"k{i}", "formula_pretty": f"X{i}", "n": None} for i in range(2)])
+    results.put([{"key": f"k{i}", "task": "dielectric", "formula_pretty": f"X{i}", "n": None} for i in range(2)])
     words = ("--csv", "--columns", "formula", "--sort", "n")
     assert filled(*words).out.split()[1:] == ["MgO", "NaCl", "GaAs", "X0", "X1"]
     assert filled(*words, "--ascending").out.split()[1:] == ["GaAs", "NaCl", "MgO", "X0", "X1"]
@@ -140,9 +140,24 @@ def test_no_store_yet(cli) -> None:
 
 def test_csv_cells_cannot_be_formulas(cli) -> None:
     ResultsCollection.of(get_store("s.db")).put(
-        [{"key": "k", "source": "=cmd()", "n": -2.0, "flags": [{"code": "a"}, {"code": "b"}]}]
+        [{"key": "k", "task": "dielectric", "source": "=cmd()", "n": -2.0, "flags": [{"code": "a"}, {"code": "b"}]}]
     )
     (row,) = csv.DictReader(io.StringIO(cli("query", "--csv", "--store", "s.db").out))
     assert row["source"] == "'=cmd()"
     assert row["n"] == "-2.0"
     assert row["flags.code"] == "a;b"
+
+
+def test_other_kinds_of_results(filled, cli) -> None:
+    row = {"key": "r", "task": "relax", "formula_pretty": "RbI", "volume": 95.5, "relaxation": {"converged": True}}
+    ResultsCollection.of(get_store("s.db")).put([row])
+    assert "RbI" not in filled().out
+    assert "3 of 3 results" in filled().out
+    relaxed = filled("--task", "relax").out
+    assert "1 of 1 results" in relaxed
+    assert "95.5" in relaxed
+    assert "RbI" in filled("volume > 95", "--task", "relax", "--csv", "--columns", "formula").out
+    assert filled("--task", "all", "--csv", "--columns", "formula").out.count("\n") == 5
+    wrong = filled("--task", "relaxx")
+    assert wrong.code == 2
+    assert "Did you mean 'relax'" in wrong.err

@@ -29,7 +29,7 @@ def default(model: type[BaseModel], name: str) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is PydanticUndefined or value in (None, ""):
+    if value is PydanticUndefined or value in (None, "", ()):
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 

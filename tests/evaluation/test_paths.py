@@ -13,11 +13,10 @@ from fieldflows.datasets.paths import N_FRAMES
 from fieldflows.evaluation.paths import (
     evaluate_paths,
     path_quantities,
-    polarization_fractions,
     polarization_of_displacements,
     raw_quantity,
-    spontaneous_polarization,
 )
+from fieldflows.physics.branches import polarization_fractions, spontaneous_polarization
 from fieldflows.testing.structures import random_rotation
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
 

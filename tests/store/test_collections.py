@@ -9,13 +9,20 @@ from pathlib import Path
 import pytest
 from jobflow import JobStore
 from maggma.stores import ConcatStore, MemoryStore
-from pymongo.errors import AutoReconnect, OperationFailure, ServerSelectionTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    DuplicateKeyError,
+    OperationFailure,
+    ServerSelectionTimeoutError,
+)
 
 from fieldflows.errors import ArtifactError, StoreError
-from fieldflows.store import SQLiteStore, patience
+from fieldflows.store import SQLiteStore, get_store, patience
 from fieldflows.store.addresses import hide_passwords
 from fieldflows.store.collections import KeyedCollection, sibling
 from fieldflows.store.patience import RETRY_DELAYS, is_passing, patiently
+from fieldflows.testing.mongodb import memory_mongodb
 from tests.support.stores import job_store  # noqa: F401  (a fixture)
 
 
@@ -59,6 +66,54 @@ def test_keyed_documents(job_store: JobStore) -> None:  # noqa: F811
     notes.remove(names[10:])
     assert sorted(doc["x"] for doc in notes.query()) == list(range(10))
     assert notes.count({"x": {"$gt": 7}}) == 2
+
+
+def test_a_key_is_there_once_whoever_puts_it(job_store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    class Notes(KeyedCollection):
+        key_field = "name"
+
+    notes = Notes(sibling(job_store, "notes", "name"))
+    notes.put([{"name": "a", "x": 1}])
+    if not isinstance(notes.store, SQLiteStore):
+        # what an upsert of another client comes down to, after it looked for the key in vain
+        with pytest.raises(DuplicateKeyError):
+            notes.store._collection.insert_one({"name": "a", "x": 2})
+    update, calls = notes.store.update, []
+
+    def overtaken(*words, **options) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise BulkWriteError({"writeErrors": [{"code": 11000}]})
+        update(*words, **options)
+
+    monkeypatch.setattr(notes.store, "update", overtaken)
+    notes.put([{"name": "a", "x": 3}])
+    assert len(calls) == 2
+    assert list(notes.query()) == [{"name": "a", "x": 3}]
+    calls.clear()
+
+    def refused(*words, **options) -> None:
+        calls.append(1)
+        raise BulkWriteError({"writeErrors": [{"code": 11000}, {"code": 121}]})
+
+    monkeypatch.setattr(notes.store, "update", refused)
+    with pytest.raises(StoreError, match="refused"):
+        notes.put([{"name": "a", "x": 3}])
+    assert len(calls) == 1
+    assert notes.keys({"x": {"$gt": 1}}) == ["a"]
+
+
+def test_collections_that_hold_a_key_twice_already_go_on() -> None:
+    class Notes(KeyedCollection):
+        key_field = "name"
+
+    with memory_mongodb() as server:
+        store = sibling(get_store(f"{server}/test"), "notes", "name")
+        store.connect()
+        store._collection.insert_many([{"name": "a"}, {"name": "a"}])
+        notes = Notes(store)
+        notes.put([{"name": "b"}])
+        assert notes.keys() == ["a", "a", "b"]
 
 
 # --- patience -------------------------------------------------------------------------------------------------------

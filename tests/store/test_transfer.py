@@ -74,24 +74,31 @@ def stored(spec: Any) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("towards", ["mongodb", "file"])
-def test_word_for_word_in_both_directions(documents, address: str, tmp_path: Path, towards: str) -> None:  # noqa: F811
+def test_word_for_word_in_both_directions(
+    documents,
+    address: str,  # noqa: F811
+    tmp_path: Path,
+    towards: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transfer, "PORTION", 40)
     places = [tmp_path / "s.db", address]
     source, target = places if towards == "mongodb" else places[::-1]
-    rows, failed = many(documents, 450), failures()
+    rows, failed = many(documents, 90), failures()
     ResultsCollection.of(get_store(source)).put(rows)
     FailuresCollection.of(get_store(source)).put(failed)
     FailuresCollection.of(get_store(source)).put([failed[0].model_copy(update={"created_at": datetime.now(UTC)})])
     seen: list[tuple[int, int]] = []
     done = publish_results(source, target, progress=lambda *numbers: seen.append(numbers))
-    assert (counts(done.results), counts(done.failures)) == ((450, 0, 0, 0, 0), (5, 0, 0, 0, 0))
-    assert seen == [(200, 450), (400, 450), (450, 450), (5, 5)]
+    assert (counts(done.results), counts(done.failures)) == ((90, 0, 0, 0, 0), (5, 0, 0, 0, 0))
+    assert seen == [(40, 90), (80, 90), (90, 90), (5, 5)]
     before = stored(source)
     assert before[0] == text(rows)
     assert stored(target) == before
     again = publish_results(source, target)
-    assert (counts(again.results), counts(again.failures)) == ((0, 0, 450, 0, 0), (0, 0, 5, 0, 0))
+    assert (counts(again.results), counts(again.failures)) == ((0, 0, 90, 0, 0), (0, 0, 5, 0, 0))
     back = publish_results(target, source)
-    assert (counts(back.results), counts(back.failures)) == ((0, 0, 450, 0, 0), (0, 0, 5, 0, 0))
+    assert (counts(back.results), counts(back.failures)) == ((0, 0, 90, 0, 0), (0, 0, 5, 0, 0))
     assert stored(target) == stored(source) == before
 
 
@@ -220,26 +227,26 @@ def test_failures_are_migrated(job_store: JobStore) -> None:  # noqa: F811
 COPY = """
 import sys
 from fieldflows.store import publish_results, transfer
-transfer.PORTION = 20
+transfer.PORTION = 10
 publish_results(sys.argv[1], sys.argv[2], progress=lambda done, total: print(done, flush=True))
 """
 
 
 @pytest.mark.parametrize("kind", ["file", "mongodb"])
 def test_a_copy_that_was_killed_goes_on(documents, tmp_path: Path, kind: str) -> None:
-    rows = many(documents, 300)
+    rows = many(documents, 150)
     ResultsCollection.of(get_store(tmp_path / "source.db")).put(rows)
     with memory_mongodb() as server:
         target = str(tmp_path / "target.db") if kind == "file" else f"{server}/test"
         words = [sys.executable, "-c", COPY, str(tmp_path / "source.db"), target]
         process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "20\n"
+        assert process.stdout.readline() == "10\n"
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
         there = ResultsCollection.of(get_store(target)).count()
-        assert 20 <= there < 300
+        assert 10 <= there < 150
         done = publish_results(tmp_path / "source.db", target)
-        assert counts(done.results) == (300 - there, 0, there, 0, 0)
+        assert counts(done.results) == (150 - there, 0, there, 0, 0)
         assert stored(target)[0] == text(rows)
 
 

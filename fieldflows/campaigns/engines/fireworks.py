@@ -74,7 +74,9 @@ class FireworksEngine:
     def submit(
         self, jobs: Sequence[Job], *, name: str, metadata: Mapping[str, Any], summary: Job | None = None
     ) -> list[str]:
-        """Add the jobs in workflows of at most ``width``, and return their firework ids.
+        """Add the jobs in workflows of at most ``width``, and return their uuids.
+
+        Numbers of fireworks are not kept: they begin anew when a LaunchPad is reset, and would then name other jobs.
 
         Jobs that the LaunchPad holds already, by their uuid, are not added again: a submission that was cut off is
         completed by repeating it.
@@ -94,16 +96,14 @@ class FireworksEngine:
         parts = list(portions(jobs, summary, self.width))
         with self._launchpad() as launchpad:
             launchpad.fireworks.create_index(f"spec.{UUID_KEY}", sparse=True)
-            known = _known(launchpad, list(places))
+            known = _latest(launchpad, list(places))
             rest = [part.without(known) for part in parts]
             workflows = [_workflow(part, name, metadata, places) for part in rest if part.all()]
             if workflows:
                 # workflows first, then fireworks: what is cut off between them is not run without its workflow
                 with contextlib.redirect_stderr(io.StringIO()):
                     launchpad.bulk_add_wfs(workflows)
-            for firework in (item for workflow in workflows for item in workflow.fws):
-                known[firework.spec[UUID_KEY]] = firework.fw_id
-        return [str(known[job.uuid]) for job in everything]
+        return [job.uuid for job in everything]
 
     def states(self, ids: Sequence[str]) -> dict[str, int]:
         """Return how many of the fireworks are in each of :data:`fieldflows.campaigns.engines.base.STATES`.
@@ -113,7 +113,7 @@ class FireworksEngine:
             StoreError: If its server does not answer, or refuses.
         """
         with self._launchpad() as launchpad:
-            return counted((_WORDS[state] for state in _states(launchpad, ids).values()), len(set(ids)))
+            return counted((_WORDS[state] for _, state in _latest(launchpad, ids).values()), len(set(ids)))
 
     def cancel(self, ids: Sequence[str]) -> int:
         """Defuse the fireworks that are not over, and return how many these were.
@@ -130,7 +130,7 @@ class FireworksEngine:
         """Return the fireworks that run according to the LaunchPad, but of which nothing was heard.
 
         Args:
-            ids: Firework ids.
+            ids: Uuids of jobs.
             rerun: Make them ready again.
             silent_s: Seconds without a sign of life; by default ``RUN_EXPIRATION_SECS`` of FireWorks' configuration.
 
@@ -141,12 +141,13 @@ class FireworksEngine:
         with self._launchpad() as launchpad:
             from fireworks import fw_config
 
+            uuids = {number: uuid for uuid, (number, _) in _latest(launchpad, ids).items()}
             _, found, _ = launchpad.detect_lostruns(
                 expiration_secs=fw_config.RUN_EXPIRATION_SECS if silent_s is None else silent_s,
                 rerun=rerun,
-                query={"fw_id": {"$in": [int(number) for number in ids]}},
+                query={"fw_id": {"$in": list(uuids)}},
             )
-            return [str(number) for number in sorted(found)]
+            return [uuids[number] for number in sorted(found)]
 
     def rerun(self, ids: Sequence[str]) -> int:
         """Make the fizzled fireworks ready again, and return how many these were.
@@ -159,7 +160,7 @@ class FireworksEngine:
 
     def _each(self, ids: Sequence[str], states: Sequence[str], action: Callable[[LaunchPad, int], Any]) -> int:
         with self._launchpad() as launchpad:
-            chosen = [number for number, state in _states(launchpad, ids).items() if state in states]
+            chosen = [number for number, state in _latest(launchpad, ids).values() if state in states]
             for number in chosen:
                 action(launchpad, number)
         return len(chosen)
@@ -187,12 +188,11 @@ class FireworksEngine:
             launchpad.connection.close()
 
 
-def _known(launchpad: LaunchPad, uuids: Sequence[str]) -> dict[str, int]:
-    """Return the ids of those of the jobs that the LaunchPad holds; of several, the latest."""
-    rows = launchpad.fireworks.find(
-        {f"spec.{UUID_KEY}": {"$in": list(uuids)}}, {"fw_id": 1, f"spec.{UUID_KEY}": 1}, sort=[("fw_id", 1)]
-    )
-    return {row["spec"][UUID_KEY]: row["fw_id"] for row in rows}
+def _latest(launchpad: LaunchPad, uuids: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Return number and state of those of the jobs that the LaunchPad holds; of several fireworks, the latest."""
+    fields = {"fw_id": 1, "state": 1, f"spec.{UUID_KEY}": 1}
+    rows = launchpad.fireworks.find({f"spec.{UUID_KEY}": {"$in": list(uuids)}}, fields, sort=[("fw_id", 1)])
+    return {row["spec"][UUID_KEY]: (row["fw_id"], row["state"]) for row in rows}
 
 
 def _workflow(part: Portion, name: str, metadata: Mapping[str, Any], places: Mapping[str, Placement]) -> Workflow:
@@ -212,8 +212,3 @@ def _workflow(part: Portion, name: str, metadata: Mapping[str, Any], places: Map
             "_priority": places[uuid].priority,
         }
     return workflow
-
-
-def _states(launchpad: LaunchPad, ids: Sequence[str]) -> dict[int, str]:
-    wanted = {"fw_id": {"$in": [int(number) for number in ids]}}
-    return {row["fw_id"]: row["state"] for row in launchpad.fireworks.find(wanted, {"fw_id": 1, "state": 1})}

@@ -14,9 +14,10 @@ from pydantic import Field
 from fieldflows.datasets.extxyz import RawFrame, file_sha256, read_extxyz
 from fieldflows.datasets.frame import reduced_formula
 from fieldflows.datasets.labels import find_key
-from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path, polarization_of, read_paths
+from fieldflows.datasets.paths import PathLimits, PolarizationPath, judge_path, read_paths
 from fieldflows.datasets.source import Source, SourceData, expand_path, frame_index, make_frame, refuse_field
 from fieldflows.errors import LabelError
+from fieldflows.physics.branches import polarization_of
 from fieldflows.schemas.dataset import Finding, FrameFindings
 from fieldflows.units import E_PER_A2_TO_UC_PER_CM2
 
