@@ -95,11 +95,13 @@ def submit_to_engine(
         specs,
         retry_failed,
         {"priority": settings.priority},
-        {spec.worker: engine.manager_config(spec.worker) for spec in specs},
+        {spec.worker: engine.manager_config(spec.worker, settings.priority) for spec in specs},
     )
     attempt = len(manifest["submissions"]) + 1
     # a job that waits for all others must be in one workflow with them, and those are kept small
     summary = summary_job(name, jobs) if len(jobs) < LARGEST_SUMMARY else None
+    if summary is not None:
+        summary.update_metadata({"priority": settings.priority})
     metadata = {"campaign": name, "submission": attempt}
     ids = engine.submit(jobs, name=f"{name} {attempt}", metadata=metadata, summary=summary)
     manifest["submissions"].append(
@@ -123,7 +125,7 @@ def _refuse_twice(manifest: dict[str, Any], settings: EngineConfig, engine: Engi
         found = ", ".join(f"{count} {state}" for state, count in still.items())
         raise SettingsError(
             f"Jobs of campaign {manifest['campaign']!r} are still in the queue of {settings.name}: {found}.",
-            "Let them run, recover lost ones, cancel the campaign, or say --force.",
+            "Let them run, recover lost ones, cancel the campaign, or resume it with --force.",
         )
 
 

@@ -80,7 +80,7 @@ def test_fireworks_gives_what_the_local_engine_gives(local, launchpad, address, 
     assert (found.stages[1].done, found.stages[2].done) == (12, 0)
     assert found.stages[2].pending > 0
     added = list(launchpad.fireworks.find({"state": "READY"}))
-    assert {item["spec"]["_category"] for item in added} == {"a100"}
+    assert {(item["spec"]["_category"], item["spec"]["_priority"]) for item in added} == {("a100", 3)}
     assert not set(ids) & {str(item["fw_id"]) for item in added}
     work(launchpad, "a100")
     assert status_of(store, "salts").complete
@@ -188,8 +188,8 @@ def test_remote_jobs_go_to_the_workers_that_are_named(engine, address: str) -> N
     controller.close()
     chunks = [row for row in rows_ if len(row["job"]["function_args"]) == 1]  # not the one that adds up
     assert len(chunks) == 3
-    assert {(row["worker"], row["priority"]) for row in chunks} == {("cpu_worker", 2)}
-    placements = {"cpu": {"worker": "cpu_worker"}, "gpu": {"worker": "gpu_worker"}}
+    assert {(row["worker"], row["priority"]) for row in rows_} == {("cpu_worker", 2)}
+    placements = {word: {"worker": f"{word}_worker", "priority": 2} for word in ("cpu", "gpu")}
     assert all(json.loads(row["job"]["function_args"][0])["placements"] == placements for row in chunks)
     assert cancel_everywhere(store, "salts") == 4
     assert states(store, "remote") == {"canceled": 4}

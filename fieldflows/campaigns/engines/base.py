@@ -32,11 +32,12 @@ class Engine(Protocol):
     or run twice is stored once.
     """
 
-    def manager_config(self, word: str) -> dict[str, Any]:
+    def manager_config(self, word: str, priority: int = 0) -> dict[str, Any]:
         """Return what jobflow passes on to this engine for a job that a running job adds.
 
         Args:
             word: "gpu" or "cpu".
+            priority: Jobs of a higher priority start first.
         """
 
     def submit(

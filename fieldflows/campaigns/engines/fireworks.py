@@ -67,9 +67,9 @@ class FireworksEngine:
     workers: Mapping[str, str] = field(default_factory=lambda: {"gpu": "gpu", "cpu": "cpu"})
     width: int = WIDTH
 
-    def manager_config(self, word: str) -> dict[str, Any]:
+    def manager_config(self, word: str, priority: int = 0) -> dict[str, Any]:
         """Return the part of a spec that sends a job, added by another one, to its workers."""
-        return {"_category": self.workers[word]}
+        return {"_category": self.workers[word], "_priority": priority}
 
     def submit(
         self, jobs: Sequence[Job], *, name: str, metadata: Mapping[str, Any], summary: Job | None = None

@@ -80,9 +80,9 @@ class RemoteEngine:
     resources: Mapping[str, Any] | None = None
     width: int = WIDTH
 
-    def manager_config(self, word: str) -> dict[str, Any]:
+    def manager_config(self, word: str, priority: int = 0) -> dict[str, Any]:
         """Return what sends a job, added by another one, to its worker."""
-        return {"worker": self.workers[word]}
+        return {"worker": self.workers[word], "priority": priority}
 
     def submit(
         self, jobs: Sequence[Job], *, name: str, metadata: Mapping[str, Any], summary: Job | None = None
