@@ -186,7 +186,7 @@ def export(
     ] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="Rank smallest first.")] = False,
 ) -> None:
-    """Write one row for each input: prediction, what the database says, what became of it in each stage."""
+    """Write one row for each crystal: prediction, what the database says, what became of it in each stage."""
     from fieldflows.campaigns.dispatch import collect_outputs
     from fieldflows.campaigns.export import columns, ranked, rows
     from fieldflows.campaigns.records import Campaigns
@@ -278,10 +278,8 @@ def _dispatch(
     if outcome.stopped:
         typer.echo(f"Interrupted. Go on with: fieldflows campaign resume {name}", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
-    if not any(stage.done for stage in found.stages):
-        raise typer.Exit(EXIT_NOTHING)
     if found.failures or found.unreadable or outcome.left:
-        raise typer.Exit(EXIT_SOME_FAILED)
+        raise typer.Exit(EXIT_SOME_FAILED if any(stage.done for stage in found.stages) else EXIT_NOTHING)
 
 
 def _work(job_store: JobStore, name: str, workers: int, retry_failed: bool, spec: str | None) -> LocalOutcome:

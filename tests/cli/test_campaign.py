@@ -171,6 +171,14 @@ def test_nothing_that_can_be_done(campaign, broken, evaluations) -> None:
     assert answer.err.startswith("Error: None of 1 inputs can be computed")
 
 
+def test_a_condition_that_nothing_fulfills_is_no_error(campaign) -> None:
+    Path("salts.yaml").write_text(FILE.replace("  - name: optical\n", "  - name: optical\n    where: nsites > 2\n"))
+    answer = campaign("submit", "salts.yaml", "--json")
+    assert answer.code == 0
+    assert [(stage["done"], stage["rejected"]) for stage in json.loads(answer.out)["stages"]] == [(0, 6), (0, 0)]
+    assert documents() == []
+
+
 def test_several_processes(campaign) -> None:
     answer = campaign("submit", "salts.yaml", "--workers", "2")
     assert answer.code == 0
