@@ -37,8 +37,8 @@ class Campaign:
     Example:
         >>> from ase.build import bulk
         >>> campaign = Campaign.of("two", [bulk("MgO", "rocksalt", 4.21)], model="toy")
-        >>> [stage.at_most for stage in campaign.plan().stage_plans]
-        [1]
+        >>> campaign.plan().stage_plans[0].at_most
+        1
     """
 
     config: CampaignConfig

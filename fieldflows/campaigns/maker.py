@@ -34,8 +34,8 @@ class CampaignMaker(Maker):
     Example:
         >>> from ase.build import bulk
         >>> flow = CampaignMaker().make({"name": "two", "model": {"name": "toy"}}, [bulk("MgO", "rocksalt", 4.21)])
-        >>> [job.name for job in flow.jobs]
-        ['two/00000', 'two summary']
+        >>> ", ".join(job.name for job in flow.jobs)
+        'two/00000, two summary'
     """
 
     name: str = "campaign"
