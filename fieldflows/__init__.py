@@ -23,6 +23,7 @@ _PUBLIC = {
     "TrainMaker": "fieldflows.flows.training",
     "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
+    "MatbenchDielectricMaker": "fieldflows.flows.matbench",
     "FieldflowsError": "fieldflows.errors",
 }
 
@@ -35,6 +36,7 @@ __all__ = [
     "FieldModel",
     "FieldflowsError",
     "MPDielectricDatasetMaker",
+    "MatbenchDielectricMaker",
     "ModelInfo",
     "Response",
     "TrainMaker",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from fieldflows.flows.dataset import DatasetMaker
     from fieldflows.flows.evaluation import EvaluateMaker
     from fieldflows.flows.ferroelectric_dataset import FerroelectricDatasetMaker
+    from fieldflows.flows.matbench import MatbenchDielectricMaker
     from fieldflows.flows.mp_dataset import MPDielectricDatasetMaker
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.flows.training import TrainingFlowMaker, TrainMaker

@@ -15,7 +15,7 @@ HEAVY = (
 )
 """What takes more than a hundredth of a second to import; the package has 0.3 s, its help 0.6 s."""
 
-COMMANDS = ("screen", "query", "train", "dataset", "model", "demo", "evaluate", "path", "dev-db")
+COMMANDS = ("screen", "query", "train", "dataset", "model", "demo", "evaluate", "matbench", "path", "dev-db")
 SWITCH = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
