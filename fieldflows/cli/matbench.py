@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,7 +109,9 @@ def matbench(
     job_store = get_store(store)
     typer.echo(f"Folds, models and report: {out}; run the same again if it is stopped.", err=True)
     try:
-        responses = run_locally(flow, log=False, store=job_store, ensure_success=True, raise_immediately=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            responses = run_locally(flow, log=False, store=job_store, ensure_success=True, raise_immediately=True)
     finally:
         job_store.close()
     report: MatbenchReport = responses[flow.jobs[-1].uuid][1].output

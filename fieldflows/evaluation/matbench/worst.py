@@ -24,9 +24,9 @@ WRONG_GAP = 2.0
 FEW = 5
 """Rows of other folds with an element below which it counts as rare."""
 
-OPEN_SHELLS: frozenset[str] = frozenset(
-    "V Cr Mn Fe Co Ni Cu Mo W Re Ru Os Ir Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb U Np Pu".split()
-)
+_D_SHELLS = ("V", "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Mo", "W", "Re", "Ru", "Os", "Ir")
+_F_SHELLS = ("Ce", "Pr", "Nd", "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "U", "Np", "Pu")
+OPEN_SHELLS: frozenset[str] = frozenset((*_D_SHELLS, *_F_SHELLS))
 """Elements with d or f shells that are often open in crystals."""
 
 
