@@ -108,7 +108,11 @@ def write_dataset(folder: Path, factors: Mapping[str, float] | None = None) -> P
         "path": "halides.extxyz",
         "labels": {"polarizability": "e_per_volt_angstrom", "born_effective_charges": "polarization_displacement"},
     }
-    data = {"name": "halides", "sources": [source], "split": {"train": 0.4, "valid": 0.1, "test": 0.5, "salt": "matbench"}}
+    data = {
+        "name": "halides",
+        "sources": [source],
+        "split": {"train": 0.4, "valid": 0.1, "test": 0.5, "salt": "matbench"},
+    }
     (folder / "data.yaml").write_text(yaml.safe_dump(data))
     (folder / "train.yaml").write_text(yaml.safe_dump(TRAIN))
     return folder / "data.yaml"

@@ -49,7 +49,7 @@ def parity_with_inset(
     ax.set(xlim=(0.8, high), ylim=(0.8, high), xlabel="n, Matbench", ylabel="n, predicted")
     ax.set_aspect("equal")
     ax.set_title(f"{title}\n{subtitle}", fontsize=9)
-    inset = ax.inset_axes((0.07, 0.545, 0.43, 0.43))
+    inset = ax.inset_axes((0.07, 0.575, 0.40, 0.40))
     _points(inset, label, predicted, seen, 5)
     inset.set(xlim=(1.0, limit), ylim=(1.0, limit))
     inset.set_aspect("equal")

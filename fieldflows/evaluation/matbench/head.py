@@ -6,7 +6,8 @@ With χ = n² − 1, the target is y = ln χ(label) − ln χ(model); predicted 
 
 with features x standardized over the rows of the fit and either k = x·x′/d (linear ridge) or k = exp(−|x − x′|²/2ℓ²d)
 (Saunders, Gammerman and Vovk, ICML (1998), Eq. 10).  Kernel, λ and ℓ are chosen by cross-validation by formula among
-those same rows, and no correction at all is one of the choices.
+those same rows.  There is no correction unless the best of them lowers the mean absolute error of n there by more than
+one standard error of that gain.
 """
 
 from __future__ import annotations
@@ -157,23 +158,19 @@ def fit_head(
         return CorrectionHead(HeadChoice(kind="none", reason=reason, **known))
     target = susceptibility(labels) - susceptibility(n)
     parts = np.array([_part(formula, inner_folds) for formula in formulas])
-    without = float(np.abs(n - labels).mean())
-    errors = [_left_out_error(kernel, labels, n, features, target, parts) for kernel in CHOICES]
-    best = int(np.argmin(errors))
-    if errors[best] >= without:
-        reason = "no correction was better than none in cross-validation among the rows to learn from"
-        return CorrectionHead(
-            HeadChoice(kind="none", inner_mae=without, inner_mae_without=without, reason=reason, **known)
+    before = np.abs(n - labels)
+    found = [np.abs(_left_out(kernel, n, features, target, parts) - labels) for kernel in CHOICES]
+    best = int(np.argmin([after.mean() for after in found]))
+    kernel, gain = CHOICES[best], before - found[best]
+    errors = {"inner_mae": float(found[best].mean()), "inner_mae_without": float(before.mean())}
+    least = float(gain.std(ddof=1) / np.sqrt(len(gain)))
+    if not gain.mean() > least:
+        reason = (
+            f"the best correction changes the error in cross-validation among the rows to learn from by "
+            f"{-gain.mean():+.3g}; a gain of more than one standard error ({least:.3g}) is needed"
         )
-    kernel = CHOICES[best]
-    choice = HeadChoice(
-        kind=kernel.kind,
-        penalty=kernel.penalty,
-        length=kernel.length,
-        inner_mae=errors[best],
-        inner_mae_without=without,
-        **known,
-    )
+        return CorrectionHead(HeadChoice(kind="none", reason=reason, **errors, **known))
+    choice = HeadChoice(kind=kernel.kind, penalty=kernel.penalty, length=kernel.length, **errors, **known)
     return CorrectionHead(choice, Regression.fit(kernel, features, target))
 
 
@@ -182,10 +179,10 @@ def _part(formula: str, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(f"matbench head:{formula}".encode()).digest()[:8], "big") % parts
 
 
-def _left_out_error(
-    kernel: Kernel, labels: FloatArray, n: FloatArray, features: FloatArray, target: FloatArray, parts: NDArray[np.intp]
-) -> float:
-    """Return the mean absolute error of n when each part is left out of the fit."""
+def _left_out(
+    kernel: Kernel, n: FloatArray, features: FloatArray, target: FloatArray, parts: NDArray[np.intp]
+) -> FloatArray:
+    """Return corrected n, (m,), of each part by a fit to the others."""
     found = np.array(n, dtype=float)
     for part in np.unique(parts):
         inside = parts == part
@@ -193,4 +190,4 @@ def _left_out_error(
             continue
         shift = Regression.fit(kernel, features[~inside], target[~inside]).predict(features[inside])
         found[inside] = corrected(n[inside], shift)
-    return float(np.abs(found - labels).mean())
+    return found

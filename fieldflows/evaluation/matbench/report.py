@@ -202,34 +202,34 @@ def method_table(report: MatbenchReport) -> str:
 
 def leaderboard_table(report: MatbenchReport) -> str:
     """Return published numbers as Markdown; beside each the same predictions on the rows at hand."""
-    columns = ["predictor", "MAE, all 4764 rows", "RMSE", "MAPE", f"MAE on these {report.rows} rows",
-               "median error on these", "remark"]  # fmt: skip
+    columns = ["predictor", "remark", "MAE, all 4764 rows", "RMSE", "MAPE", f"MAE on these {report.rows} rows",
+               "median error on these"]  # fmt: skip
     rows: list[tuple[float, list[Any]]] = []
     for item in report.leaderboard:
         spread = "" if item.mae_std is None else f" ± {item.mae_std:.3f}"
         note = item.note if item.fold_honest else f"**not fold-honest**: {item.note}"
         same = item.same_rows
-        rows.append(
-            (item.mae, [item.name, f"{item.mae:.4g}{spread}", item.rmse, item.mape, _cell(same),
-                        None if same is None else f"{same.median_error:.3f}", note])
-        )  # fmt: skip
+        own = [_cell(same), None if same is None else f"{same.median_error:.3f}"]
+        rows.append((item.mae, [item.name, note, f"{item.mae:.4g}{spread}", item.rmse, item.mape, *own]))
     for method in report.methods:
-        mae = method.all_rows.over_folds["mae"].mean
-        note = "fold-honest" if method.fold_honest else f"**{method.verdict}**"
-        whole = [_cell(method.all_rows), *(method.all_rows.over_folds[m].mean for m in ("rmse", "mape"))]
-        rows.append(
-            (mae, [f"**{method.name}**", *(whole if report.complete else [None, None, None]), _cell(method.all_rows),
-                   f"{method.all_rows.median_error:.3f}", f"this evaluation, {note}"])
-        )  # fmt: skip
-    return markdown(columns, [row for _, row in sorted(rows, key=lambda pair: pair[0])])
+        found = method.all_rows
+        note = f"this evaluation, {'fold-honest' if method.fold_honest else f'**{method.verdict}**'}"
+        own = [_cell(found), f"{found.median_error:.3f}"]
+        whole: list[Any] = [_cell(found), *(found.over_folds[metric].mean for metric in ("rmse", "mape"))]
+        if not report.complete:
+            whole = [None, None, None]
+        # among the published ones only if it is over the same rows
+        place = found.over_folds["mae"].mean if report.complete else 0.0
+        rows.append((place, [f"**{method.name}**", note, *whole, *own]))
+    return markdown(columns, [row for _, row in sorted(rows, key=lambda pair: pair[0])], left=2)
 
 
 def worst_table(method: MethodReport, number: int = LISTED) -> str:
     """Return the rows with the largest errors as Markdown."""
     return markdown(
-        ["row", "formula", "n, label", "n, predicted", "reasons"],
-        [[row.mbid, row.formula, row.label, row.predicted, row.comment] for row in method.worst[:number]],
-        left=2,
+        ["row", "formula", "reasons", "n, label", "n, predicted"],
+        [[row.mbid, row.formula, row.comment, row.label, row.predicted] for row in method.worst[:number]],
+        left=3,
     )
 
 
