@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,7 +112,7 @@ def matbench(
     job_store = get_store(store)
     typer.echo(f"Folds, models and report: {out}; run the same again if it is stopped.", err=True)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _told():
             warnings.simplefilter("ignore")
             responses = run_locally(flow, log=False, store=job_store, ensure_success=True, raise_immediately=True)
     finally:
@@ -120,6 +123,21 @@ def matbench(
         return
     _show(report)
     typer.echo(f"Stored in {describe_store(store)}.", err=True)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Show on standard error what the folds are at."""
+    logger = logging.getLogger("fieldflows.evaluation.matbench")
+    handler, before = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def _training(path: Path, max_minutes: float | None) -> Any:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jobflow import JobConfig, job
 
 from fieldflows.jobs.artifacts import job_artifacts, keep_file, open_dataset
 from fieldflows.jobs.models import ModelReference
 from fieldflows.schemas.matbench import FoldResult, MatbenchFoldDocument, MatbenchReport
-
-if TYPE_CHECKING:
-    from fieldflows.evaluation.matbench.run import FoldTask
 
 
 @job(output_schema=MatbenchFoldDocument, config=JobConfig(expose_store=True))
@@ -54,7 +51,7 @@ def matbench_fold(
         TrainingError: If training was stopped.
     """
     from fieldflows.evaluation.matbench.files import read_task
-    from fieldflows.evaluation.matbench.run import FoldTask
+    from fieldflows.evaluation.matbench.run import FoldTask, run_fold
     from fieldflows.evaluation.matbench.settings import MatbenchSettings
     from fieldflows.training.config import TrainingConfig
 
@@ -72,14 +69,8 @@ def matbench_fold(
             dtype=dtype,
             device=device,
         )
-        document = _run(task, directory)
+        document = run_fold(task, directory)
     return document.model_copy(update={"results": tuple(_kept(item) for item in document.results)})
-
-
-def _run(task: FoldTask, directory: str) -> MatbenchFoldDocument:
-    from fieldflows.evaluation.matbench.run import run_fold
-
-    return run_fold(task, directory)
 
 
 def _kept(result: FoldResult) -> FoldResult:

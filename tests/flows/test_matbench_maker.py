@@ -114,7 +114,9 @@ def test_the_command(cli, tmp_path):  # noqa: F811
     assert answer.code == 0, answer.err
     assert "unknown_training: toy counts as leaky" in answer.out
     assert "17 of the 4764 rows" in answer.out
+    assert "fold 0: " in answer.err
     answer = cli(*words, "--json", "--fold", 2)
+    assert "fold 2: done before" in answer.err
     found = MatbenchReport.from_json_dict(json.loads(answer.out))
     entries, _ = read_task(file, index)
     results = flat_predictions(read_predictions(tmp_path / "out" / "report" / "results_fixed.json")["toy"])

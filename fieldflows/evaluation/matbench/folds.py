@@ -11,7 +11,9 @@ from fieldflows.datasets.statistics import count, label_statistics
 from fieldflows.errors import DataError
 
 if TYPE_CHECKING:
+    from fieldflows.datasets.frame import LabeledFrame
     from fieldflows.datasets.matbench import MatbenchEntry
+    from fieldflows.schemas.dataset import DatasetManifest
 
 
 def formula_of(entry: MatbenchEntry) -> str:
@@ -57,7 +59,13 @@ def without_materials(dataset: Dataset, formulas: Collection[str], name: str) ->
             f"({len(frames)} of {len(dataset)} frames in all).",
             "Train on more crystals than those that are judged.",
         )
-    manifest = dataset.manifest
+    return Dataset(frames, _manifest_of(dataset.manifest, frames, gone, name))
+
+
+def _manifest_of(
+    manifest: DatasetManifest, frames: Sequence[LabeledFrame], gone: set[str], name: str
+) -> DatasetManifest:
+    """Return the manifest of the frames that are left, in which nothing tells of the others."""
     sources = [
         source.model_copy(
             update={
@@ -70,10 +78,10 @@ def without_materials(dataset: Dataset, formulas: Collection[str], name: str) ->
         )
         for source in manifest.sources
     ]
-    left = manifest.model_copy(
+    return manifest.model_copy(
         update={
             "name": name,
-            "digest": dataset_digest(frames),
+            "digest": dataset_digest(list(frames)),
             "frames_sha256": None,
             "n_frames": len(frames),
             "n_materials": len({frame.material for frame in frames}),
@@ -87,4 +95,3 @@ def without_materials(dataset: Dataset, formulas: Collection[str], name: str) ->
             "sources": sources,
         }
     )
-    return Dataset(frames, left)

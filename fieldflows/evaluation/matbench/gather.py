@@ -165,8 +165,8 @@ def _flags(
             flags.append(
                 make_flag(
                     "replaced",
-                    f"{method.name} gives no number for {len(method.replaced)} rows, such as {method.replaced[0].mbid} "
-                    f"({method.replaced[0].reason.rstrip('.')}): the mean of the other folds stands there.",
+                    f"{method.name} gives no number for {len(method.replaced)} of {len(rows)} rows: the mean of the "
+                    f"other folds stands there. {method.replaced[0].mbid}: {method.replaced[0].reason}",
                     len(method.replaced),
                     0,
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
     from fieldflows.datasets.matbench import MatbenchEntry
     from fieldflows.training.config import TrainingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,14 @@ def run_fold(task: FoldTask, directory: str | Path) -> MatbenchFoldDocument:
     place = Path(directory) / f"fold_{task.fold}-{task.key[:12]}.json"
     done = read_fold(place, task.key)
     if done is not None:
+        logger.info("fold %d: done before, taken from %s", task.fold, place)
         return done
     results: list[FoldResult] = []
     modes = task.settings.modes
     if task.model is not None and ("fixed" in modes or task.training is None):
         results += _judge(task, task.model, "fixed", None, with_head=task.training is None and "corrected" in modes)
     if task.training is not None and task.dataset is not None and set(modes) & {"retrained", "corrected"}:
+        logger.info("fold %d: training %s, %s", task.fold, task.training.model.name, _limit(task.training))
         trained = train_fold(
             task.training, task.dataset, task.entries, task.fold, Path(directory) / "models" / f"fold_{task.fold}"
         )
@@ -176,6 +181,7 @@ def _judge(
     seen = seen_before(model.info, judged, task.training_data if trained is None else None)
     if trained is not None:
         seen = _honest(seen, trained)
+    logger.info("fold %d: %d rows by %s (%s)", task.fold, len(judged), model.info.name, seen.verdict)
     predictions = predict_indices(model, [entry.atoms for entry in judged], task.settings.symmetry)
     others = [entry.n for entry in task.entries if entry.fold != task.fold]
     shared: dict[str, Any] = {
@@ -200,6 +206,11 @@ def _judge(
             values[good] = head.correct(plain[good], features[good])
         results.append(FoldResult(mode="corrected", predictions=_named(judged, values), head=head.choice, **shared))
     return results
+
+
+def _limit(config: TrainingConfig) -> str:
+    minutes = config.run.max_minutes
+    return f"{config.run.epochs} epochs" + ("" if minutes is None else f" or {minutes:g} minutes")
 
 
 def _named(entries: Sequence[MatbenchEntry], values: np.ndarray) -> dict[str, float]:
@@ -247,6 +258,7 @@ def _head(
 ) -> tuple[CorrectionHead, np.ndarray]:
     """Return the head of a fold, and the features of its rows."""
     atoms, labels, formulas = learnable(task, model, trained)
+    logger.info("fold %d: a head from %d crystals", task.fold, len(atoms))
     known = predict_indices(model, atoms, task.settings.symmetry)
     good = [k for k, item in enumerate(known) if item.n is not None]
     atoms, known = [atoms[k] for k in good], [known[k] for k in good]
