@@ -67,16 +67,16 @@ def _row(entry: MatbenchEntry, predicted: float, replaced: bool, counts: Counter
     if replaced:
         codes.append(("no_number", "the model gives no number, the mean of the other folds stands here"))
     if gaps[0] < NEAR_METAL:
-        codes.append(("near_metal", f"the label is that of a near-metal (gap about {gaps[0]:.2g} eV)"))
+        codes.append(("near_metal", f"label of a near-metal, n above {(MOSS / NEAR_METAL) ** 0.25:.2g}"))
+    compared = f"gap of about {gaps[1]:.2g} eV by the prediction, {gaps[0]:.2g} eV by the label"
     if gaps[1] > WRONG_GAP * gaps[0]:
-        codes.append(("gap_too_wide", f"the model takes it for a gap of {gaps[1]:.2g} eV, the label for {gaps[0]:.2g}"))
+        codes.append(("gap_too_wide", compared))
     elif gaps[0] > WRONG_GAP * gaps[1]:
-        codes.append(
-            ("gap_too_narrow", f"the model takes it for a gap of {gaps[1]:.2g} eV, the label for {gaps[0]:.2g}")
-        )
+        codes.append(("gap_too_narrow", compared))
     symbols = sorted(set(entry.atoms.symbols))
     if shells := [symbol for symbol in symbols if symbol in OPEN_SHELLS]:
-        codes.append(("open_shell", f"d or f shells of {', '.join(shells)}: the label depends on U and magnetic order"))
+        text = f"d or f shells of {', '.join(shells)} may be open: the gap hangs on magnetic order and U"
+        codes.append(("open_shell", text))
     rare = [
         s for s in symbols if sum(n for (name, fold), n in counts.items() if name == s and fold != entry.fold) < FEW
     ]
