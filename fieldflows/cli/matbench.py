@@ -52,6 +52,10 @@ def matbench(
     max_minutes: Annotated[
         float | None, typer.Option("--max-minutes", help="Wall time per fold in minutes, in place of run.max_minutes.")
     ] = None,
+    cubic_rows: Annotated[
+        bool,
+        typer.Option("--cubic-rows", help="Train on the cubic rows of the other folds, too: their n is all of ε∞."),
+    ] = False,
     training_data: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +106,7 @@ def matbench(
         training_data=training_data,
         published=None if published is None else str(published),
         work_directory=str(out),
-        settings={"symmetry": symmetry, "worst": worst, "figures": figures},
+        settings={"cubic_rows": cubic_rows, "symmetry": symmetry, "worst": worst, "figures": figures},
         dtype=dtype,
         device=device,
         head=head,

@@ -81,6 +81,7 @@ class FoldTrainingRecord(Document):
     configuration_digest: str = Field(description="Digest of the training configuration.")
     removed_formulas: int = quantity("1", "Formulas of the fold that the dataset held.")
     removed_frames: int = quantity("1", "Crystals that were taken out of it.")
+    added_rows: int = quantity("1", "Cubic rows of the other folds that were added to it.", 0)
     train_frames: int = quantity("1", "Crystals trained on.")
     valid_frames: int = quantity("1", "Crystals that chose the epoch.")
     status: str = Field(description="Why the run ended.")

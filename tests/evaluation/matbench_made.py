@@ -22,6 +22,8 @@ from fieldflows.structures import as_structure
 
 LENGTHS = {"Li": 4.3, "Na": 4.9, "K": 5.6, "Rb": 6.0}
 LARGER = {"F": 0.0, "Cl": 0.8, "Br": 1.1, "I": 1.6}
+RAISED = 3.0
+"""Labels are so many times the true n, so that there is much to correct."""
 MARKED = "KMgF3"
 """The crystal that is planted: its formula and magnesium occur nowhere else."""
 
@@ -75,8 +77,8 @@ def true_index(atoms: Atoms) -> float:
 
 
 def write_task(folder: Path, changed: Mapping[str, float] | None = None) -> tuple[Path, Path]:
-    """Write file and index; n is that of the toy model, raised by half, unless it is changed."""
-    labels = {formula: 1.5 * true_index(atoms) for formula, atoms in crystals().items()} | dict(changed or {})
+    """Write file and index; n is that of the toy model, times RAISED, unless it is changed."""
+    labels = {formula: RAISED * true_index(atoms) for formula, atoms in crystals().items()} | dict(changed or {})
     rows = [[as_structure(atoms).as_dict(), labels[formula]] for formula, atoms in crystals().items()]
     path, index = folder / "matbench.json.gz", folder / "index.csv"
     content = {"columns": ["structure", "n"], "index": list(range(len(rows))), "data": rows}

@@ -12,13 +12,16 @@ from fieldflows import load_model
 from fieldflows.datasets.dataset import Dataset, dataset_digest
 from fieldflows.errors import DataError, SettingsError
 from fieldflows.evaluation.matbench.files import read_task
-from fieldflows.evaluation.matbench.folds import formula_of, of_fold, other_folds, without_materials
+from fieldflows.evaluation.matbench.folds import formula_of, of_fold, other_folds, with_cubic_rows, without_materials
 from fieldflows.evaluation.matbench.retrain import refuse_seen_backbone, train_fold
 from fieldflows.evaluation.matbench.run import FoldTask, learnable, read_fold, run_fold
 from fieldflows.evaluation.matbench.seen import known_formulas, same_structures, seen_before
 from fieldflows.evaluation.matbench.settings import MatbenchSettings
+from fieldflows.physics.dielectric import electronic_permittivity
+from fieldflows.physics.optics import refractive_index
 from fieldflows.schemas.matbench import MatbenchFoldDocument
 from fieldflows.training.config import TrainingConfig
+from fieldflows.training.loop import Trainer
 from tests.evaluation.matbench_made import MARKED, TRAIN, crystals, dataset, fold_of, mbids, write_task
 
 FOLD = 2
@@ -97,7 +100,7 @@ def test_a_fixed_model_with_a_head_leaves_no_trace_either(tmp_path):
     assert [item.mode for item in before.results] == ["fixed", "corrected"]
     assert [item.predictions for item in after.results] == [item.predictions for item in before.results]
     assert before.results[1].head.kind != "none"
-    # labels are those of the toy model raised by half, so that a head that works comes closer to them
+    # labels are many times those of the toy model, so that a head that works comes closer to them
     labels = {entry.mbid: entry.n for entry in task(tmp_path / "a").entries}
     errors = [np.mean([abs(n - labels[mbid]) for mbid, n in item.predictions.items()]) for item in before.results]
     assert errors[1] < 0.5 * errors[0]
@@ -133,14 +136,45 @@ def test_what_is_finished_is_not_done_again(plain, monkeypatch):
 
 def test_a_finished_training_is_taken_up_again(plain, monkeypatch):
     document, folder = plain
-    monkeypatch.setattr("fieldflows.training.loop.Trainer._step", None, raising=False)
     (path,) = (folder / "out").glob("fold_2-*.json")
     kept = path.read_text()
     path.unlink()
+    monkeypatch.setattr(Trainer, "_step", no_step)
     again = run_fold(task(folder), folder / "out")
     path.write_text(kept)
     assert again.results[0].training.checkpoint_sha256 == document.results[0].training.checkpoint_sha256
     assert [item.predictions for item in again.results] == [item.predictions for item in document.results]
+
+
+def no_step(self, *args):
+    raise AssertionError("trained again")
+
+
+def test_a_fold_that_was_killed_goes_on(plain, tmp_path, monkeypatch):
+    document, _ = plain
+    run = CONFIG.run.model_copy(update={"checkpoint_steps": 1})
+    made = task(tmp_path, training=CONFIG.model_copy(update={"run": run}))
+    original, steps = Trainer._step, []
+
+    def killed(self, *args):
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        steps.append(self.state.step)
+        original(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_fold(made, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("fold_2-*.json"))
+
+    def counted(self, *args):
+        steps.append(self.state.step)
+        original(self, *args)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    found = run_fold(made, tmp_path / "out")
+    assert len(steps) == len(set(steps))  # no step was made twice
+    assert found.results[0].predictions == document.results[0].predictions
 
 
 def test_datasets_without_materials(tmp_path):
@@ -158,6 +192,39 @@ def test_datasets_without_materials(tmp_path):
     assert MARKED not in (tmp_path / "rest" / "manifest.json").read_text()
     with pytest.raises(DataError, match="no training frame left"):
         without_materials(whole, {frame.material for frame in whole.frames}, "none")
+
+
+def test_cubic_rows_are_whole_tensors(tmp_path):
+    entries, _ = read_task(*write_task(tmp_path))
+    others = other_folds(entries, FOLD)
+    new = [formula_of(entry) for entry in others][:3]
+    rest = without_materials(dataset(tmp_path), {*new, *judged()}, "rest")
+    stretched = others[0].raw.cell @ np.diag([1.0, 1.0, 1.1])
+    positions = others[0].raw.positions @ np.diag([1.0, 1.0, 1.1])
+    tetragonal = replace(others[0], raw=replace(others[0].raw, cell=stretched, positions=positions))
+    found, number = with_cubic_rows(rest, [tetragonal, *others[1:]], "more")
+    assert number == 2  # neither the distorted crystal nor what the dataset holds already
+    assert found.manifest.n_frames == len(found) == len(rest) + 2
+    for frame in found.frames[-2:]:
+        entry = next(item for item in entries if formula_of(item) == frame.material)
+        epsilon = electronic_permittivity(frame.labels["polarizability"])
+        np.testing.assert_allclose(epsilon, entry.n**2 * np.eye(3), atol=1e-12)
+        assert refractive_index(epsilon) == pytest.approx(entry.n, abs=1e-12)
+        assert frame.split in ("train", "valid", "test")
+    assert Dataset.load(found.save(tmp_path / "more")).digest == found.digest
+    assert with_cubic_rows(rest, [tetragonal], "same") == (rest, 0)
+
+
+def test_a_fold_is_trained_with_cubic_rows(tmp_path):
+    made = task(tmp_path)
+    gone = {"LiF", "NaF", "KF", "LiI", "NaI"}
+    left = without_materials(made.dataset, gone, "part")
+    trained = train_fold(CONFIG, left, made.entries, FOLD, tmp_path / "out", cubic_rows=True)
+    info = load_model(trained.checkpoint).info
+    assert trained.n_added == len(gone - set(judged())) > 0
+    assert not known_formulas(info) & set(judged())
+    assert {f.material for f in trained.dataset.frames if f.split != "test"} == known_formulas(info)
+    assert seen_before(info, of_fold(made.entries, FOLD)).verdict == "clean"
 
 
 def test_rows_of_the_same_formula_are_not_learned_from(tmp_path):

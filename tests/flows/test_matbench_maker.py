@@ -19,7 +19,7 @@ from fieldflows.flows.matbench import MatbenchDielectricMaker
 from fieldflows.schemas.matbench import MatbenchReport
 from fieldflows.store import get_store
 from tests.cli.conftest import cli  # noqa: F401  (a fixture)
-from tests.evaluation.matbench_made import mbids, write_dataset, write_task
+from tests.evaluation.matbench_made import RAISED, mbids, write_dataset, write_task
 
 OPTIONS = {"inner_folds": 2, "least_rows": 5, "figures": False}
 
@@ -59,8 +59,8 @@ def test_all_modes_as_a_flow(tmp_path):
     assert [method.fold_honest for method in report.methods] == [False, True, True]
     entries, _ = read_task(file, index)
     assert report.rows == sum(entry.fold == 2 for entry in entries)
-    # the file holds the toy's n raised by half
-    assert report.methods[0].all_rows.over_folds["mape"].mean == pytest.approx(1 / 3, abs=1e-3)
+    # the file holds the toy's n times RAISED
+    assert report.methods[0].all_rows.over_folds["mape"].mean == pytest.approx(1 - 1 / RAISED, abs=1e-3)
     store.connect()
     kept = store.query_one({"uuid": flow.jobs[-1].uuid})
     assert MatbenchReport.from_json_dict(kept["output"]) == report

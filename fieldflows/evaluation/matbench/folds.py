@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fieldflows.datasets.dataset import Dataset, dataset_digest
-from fieldflows.datasets.frame import reduced_formula
+from fieldflows.datasets.frame import LabeledFrame, reduced_formula
+from fieldflows.datasets.splits import SplitConfig, split_of_formula
 from fieldflows.datasets.statistics import count, label_statistics
-from fieldflows.errors import DataError
+from fieldflows.errors import DataError, EvaluationError
+from fieldflows.physics.dielectric import polarizability
+from fieldflows.physics.symmetry import space_group
 
 if TYPE_CHECKING:
-    from fieldflows.datasets.frame import LabeledFrame
     from fieldflows.datasets.matbench import MatbenchEntry
     from fieldflows.schemas.dataset import DatasetManifest
+
+CUBIC = "matbench-cubic"
+"""Source of the crystals that :func:`with_cubic_rows` adds."""
 
 
 def formula_of(entry: MatbenchEntry) -> str:
@@ -62,17 +69,62 @@ def without_materials(dataset: Dataset, formulas: Collection[str], name: str) ->
     return Dataset(frames, _manifest_of(dataset.manifest, frames, gone, name))
 
 
+def with_cubic_rows(dataset: Dataset, entries: Sequence[MatbenchEntry], name: str) -> tuple[Dataset, int]:
+    """Return a dataset with those rows as further crystals whose n is a whole tensor, and their number.
+
+    The permittivity of a cubic crystal is isotropic, so that n = √(tr ε∞/3) fixes it: α = ε_vac (n² − 1) I.  Rows of
+    formulas that the dataset holds already are left out; the others are divided as the dataset is.
+
+    Args:
+        dataset: The dataset.
+        entries: Rows that may be learned from.
+        name: Name of the new dataset.
+    """
+    known = {frame.material for frame in dataset.frames}
+    way = SplitConfig.model_validate(dataset.manifest.config.get("split", {}))
+    added = []
+    for entry in entries:
+        formula = formula_of(entry)
+        if formula in known or not _is_cubic(entry):
+            continue
+        added.append(
+            LabeledFrame(
+                atoms=entry.atoms,
+                labels={"polarizability": polarizability(entry.n**2 * np.eye(3))},
+                material=formula,
+                source=CUBIC,
+                source_index=entry.row,
+                split=split_of_formula(formula, way),
+            )
+        )
+    if not added:
+        return dataset, 0
+    frames = [*dataset.frames, *added]
+    manifest = _manifest_of(dataset.manifest, frames, set(), name)
+    return Dataset(frames, manifest), len(added)
+
+
+def _is_cubic(entry: MatbenchEntry) -> bool:
+    """Return whether the crystal is cubic; false where no symmetry can be found."""
+    atoms = entry.atoms
+    try:
+        found = space_group(atoms.cell[:], atoms.positions, atoms.numbers)
+    except EvaluationError:
+        return False
+    return found.crystal_system == "cubic"
+
+
 def _manifest_of(
     manifest: DatasetManifest, frames: Sequence[LabeledFrame], gone: set[str], name: str
 ) -> DatasetManifest:
-    """Return the manifest of the frames that are left, in which nothing tells of the others."""
+    """Return the manifest of frames of which some came or went, in which nothing tells of those that went."""
     sources = [
         source.model_copy(
             update={
                 "n_frames": sum(frame.source == source.name for frame in frames),
                 "n_kept": sum(frame.source == source.name for frame in frames),
                 "conversions": [],
-                "notes": ["cut: crystals of some formulas were taken out of the dataset that was built"],
+                "notes": ["the dataset that was built was changed for a fold of Matbench"],
                 "median_epsilon_electronic": None,
             }
         )

@@ -276,6 +276,7 @@ def _folds_text(folds: Sequence[MatbenchFoldDocument]) -> list[str]:
             "fold",
             "taken out: formulas",
             "crystals",
+            "rows added",
             "trained on",
             "chosen by",
             "epochs",
@@ -283,7 +284,7 @@ def _folds_text(folds: Sequence[MatbenchFoldDocument]) -> list[str]:
             "ended by",
         ]
         rows = [
-            [item.fold, t.removed_formulas, t.removed_frames, t.train_frames, t.valid_frames, t.epochs,
+            [item.fold, t.removed_formulas, t.removed_frames, t.added_rows, t.train_frames, t.valid_frames, t.epochs,
              f"{t.wall_time / 60:.1f}", t.status]
             for item in trained if (t := item.training) is not None
         ]  # fmt: skip

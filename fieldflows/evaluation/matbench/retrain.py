@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fieldflows.errors import SettingsError, TrainingError
-from fieldflows.evaluation.matbench.folds import formula_of, of_fold, without_materials
+from fieldflows.evaluation.matbench.folds import formula_of, of_fold, other_folds, with_cubic_rows, without_materials
 from fieldflows.observables import ELECTRONIC_OBSERVABLES
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class FoldTraining:
         dataset: What was trained on.
         n_removed_formulas: Formulas of the fold that the dataset held.
         n_removed_frames: Frames that were taken out of it.
+        n_added: Cubic rows of other folds that were added.
     """
 
     checkpoint: Path
@@ -37,6 +38,7 @@ class FoldTraining:
     dataset: Dataset
     n_removed_formulas: int
     n_removed_frames: int
+    n_added: int = 0
 
 
 def train_fold(
@@ -45,6 +47,7 @@ def train_fold(
     entries: Sequence[MatbenchEntry],
     fold: int,
     directory: str | Path,
+    cubic_rows: bool = False,
     figures: bool = False,
 ) -> FoldTraining:
     """Train the model of a fold; a run that was stopped goes on, and one that ended is not repeated.
@@ -55,6 +58,7 @@ def train_fold(
         entries: All rows of the task that are at hand.
         fold: The fold that is to be judged.
         directory: Folder of the run directories of this fold.
+        cubic_rows: Train on the cubic rows of the other folds, too.
         figures: Draw learning curves and parity plots.
 
     Raises:
@@ -68,6 +72,9 @@ def train_fold(
     held = {formula_of(entry) for entry in of_fold(entries, fold)}
     refuse_seen_backbone(config, held)
     left = without_materials(dataset, held, f"{dataset.manifest.name} without fold {fold}")
+    removed, added = len(dataset) - len(left), 0
+    if cubic_rows:
+        left, added = with_cubic_rows(left, other_folds(entries, fold), left.manifest.name)
     result = train(config, run_directory(directory, config, left), dataset=left, figures=figures)
     if result.status == "interrupted" or result.checkpoint is None or result.sha256 is None:
         raise TrainingError(
@@ -82,7 +89,7 @@ def train_fold(
             f"Remove {result.directory}: it holds another run.",
         )
     known = {frame.material for frame in dataset.frames}
-    return FoldTraining(result.checkpoint, result.sha256, result, left, len(known & held), len(dataset) - len(left))
+    return FoldTraining(result.checkpoint, result.sha256, result, left, len(known & held), removed, added)
 
 
 def run_directory(directory: str | Path, config: TrainingConfig, dataset: Dataset) -> Path:

@@ -146,7 +146,12 @@ def run_fold(task: FoldTask, directory: str | Path) -> MatbenchFoldDocument:
     if task.training is not None and task.dataset is not None and set(modes) & {"retrained", "corrected"}:
         logger.info("fold %d: training %s, %s", task.fold, task.training.model.name, _limit(task.training))
         trained = train_fold(
-            task.training, task.dataset, task.entries, task.fold, Path(directory) / "models" / f"fold_{task.fold}"
+            task.training,
+            task.dataset,
+            task.entries,
+            task.fold,
+            Path(directory) / "models" / f"fold_{task.fold}",
+            cubic_rows=task.settings.cubic_rows,
         )
         model = load_model(trained.checkpoint, dtype=task.dtype, device=task.device)
         results += _judge(task, model, "retrained", trained, with_head="corrected" in modes)
@@ -241,6 +246,7 @@ def _record(trained: FoldTraining, config: TrainingConfig) -> FoldTrainingRecord
         configuration_digest=config.digest,
         removed_formulas=trained.n_removed_formulas,
         removed_frames=trained.n_removed_frames,
+        added_rows=trained.n_added,
         train_frames=len(trained.dataset.subset("train")),
         valid_frames=len(trained.dataset.subset("valid")),
         status=result.status,

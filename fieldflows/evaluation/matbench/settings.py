@@ -25,6 +25,11 @@ class MatbenchSettings(BaseModel):
         "is trained without the fold's materials. 'corrected': a head on top of that one (of the fixed one where "
         "nothing is retrained), fitted to the other folds.",
     )
+    cubic_rows: bool = Field(
+        False,
+        description="Train the models of the folds on the cubic rows of the other folds, too, where n is the whole "
+        "tensor.",
+    )
     symmetry: bool = Field(True, description="Evaluate symmetric crystals by their primitive cells and few directions.")
     inner_folds: int = Field(
         5, ge=2, description="Parts of the cross-validation by formula that chooses the head.",
