@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fieldflows import load_model
+from fieldflows.backends.mace_field import foundation
 from fieldflows.datasets.dataset import Dataset, dataset_digest
 from fieldflows.errors import DataError, SettingsError
 from fieldflows.evaluation.matbench.files import read_task
@@ -262,6 +263,11 @@ def test_what_the_bundled_model_has_seen(tmp_path):
     assert seen_before(info, clean).verdict == "clean"
     silent = replace(info, provenance={})
     assert seen_before(silent, entries).verdict == "unknown"
+    tuned = replace(info, provenance={**info.provenance, "backbone": {"name": "large"}})
+    found = seen_before(tuned, clean)
+    assert found.verdict == "unknown"
+    assert "its backbone large" in found.reason
+    assert seen_before(tuned, clean, backbone_checked=True).verdict == "clean"
     with pytest.raises(SettingsError, match="was trained on the dataset"):
         seen_before(info, entries, dataset(tmp_path))
 
@@ -318,3 +324,18 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(SettingsError, match="Did you mean 'fixed'"):
         MatbenchSettings.of(modes=("fixd",))
     assert MatbenchSettings.of(modes=("all",)).modes == ("fixed", "retrained", "corrected")
+
+
+def test_a_backbone_that_does_not_tell_all_is_no_start(monkeypatch):
+    config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"backbone": "some"})})
+
+    def backbone(**facts):
+        card = type("Card", (), facts)()
+        monkeypatch.setattr(foundation, "load_backbone", lambda name, trust_pickle: (None, card))
+
+    backbone(trained_labels=("energy", "forces"), provenance={})
+    refuse_seen_backbone(config, {"MgO"})  # a plain potential has seen no response
+    for provenance in ({}, {"formulas": {"train": []}, "backbone": {"name": "other"}}):
+        backbone(trained_labels=("polarizability",), provenance=provenance)
+        with pytest.raises(SettingsError, match="does not say of which materials in all"):
+            refuse_seen_backbone(config, {"MgO"})

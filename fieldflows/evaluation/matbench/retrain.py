@@ -122,10 +122,10 @@ def refuse_seen_backbone(config: TrainingConfig, held: set[str]) -> None:
     if not set(metadata.trained_labels) & set(ELECTRONIC_OBSERVABLES):
         return
     formulas = metadata.provenance.get("formulas")
-    if not isinstance(formulas, dict):
+    if not isinstance(formulas, dict) or metadata.provenance.get("backbone"):
         raise SettingsError(
             f"The backbone {name} was trained on {', '.join(metadata.trained_labels)} and does not say of which "
-            "materials: the fold may be among them.",
+            "materials in all: the fold may be among them.",
             "Train from scratch, or start from a model of energies and forces.",
         )
     seen = held & {str(formula) for members in formulas.values() for formula in members}

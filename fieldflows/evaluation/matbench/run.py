@@ -183,9 +183,10 @@ def _judge(
 ) -> list[FoldResult]:
     """Return the predictions of a model, and those with a head."""
     judged = of_fold(task.entries, task.fold)
-    seen = seen_before(model.info, judged, task.training_data if trained is None else None)
-    if trained is not None:
-        seen = _honest(seen, trained)
+    if trained is None:
+        seen = seen_before(model.info, judged, task.training_data)
+    else:
+        seen = _honest(seen_before(model.info, judged, backbone_checked=True), trained)
     logger.info("fold %d: %d rows by %s (%s)", task.fold, len(judged), model.info.name, seen.verdict)
     predictions = predict_indices(model, [entry.atoms for entry in judged], task.settings.symmetry)
     others = [entry.n for entry in task.entries if entry.fold != task.fold]

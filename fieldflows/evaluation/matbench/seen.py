@@ -9,7 +9,7 @@ from fieldflows.backends.base import ModelInfo
 from fieldflows.datasets.overlap import OverlapTarget, Reference, compare
 from fieldflows.errors import SettingsError
 from fieldflows.evaluation.matbench.folds import formula_of
-from fieldflows.schemas.matbench import SeenBefore
+from fieldflows.schemas.matbench import Leakage, SeenBefore
 
 if TYPE_CHECKING:
     from fieldflows.datasets.dataset import Dataset
@@ -29,16 +29,23 @@ def known_formulas(info: ModelInfo, splits: Sequence[str] = ("train", "valid")) 
     return {str(formula) for split in splits for formula in formulas.get(split, ())}
 
 
-def seen_before(info: ModelInfo, entries: Sequence[MatbenchEntry], training_data: Dataset | None = None) -> SeenBefore:
+def seen_before(
+    info: ModelInfo,
+    entries: Sequence[MatbenchEntry],
+    training_data: Dataset | None = None,
+    backbone_checked: bool = False,
+) -> SeenBefore:
     """Return which rows a model was trained on or selected by, and the verdict.
 
     Rows of a formula that was trained on are seen, whatever their structure.  A model that does not say what it was
-    trained on gets the verdict "unknown", which counts as leaky.
+    trained on gets the verdict "unknown", which counts as leaky; so does one that was fine-tuned, because its
+    checkpoint does not state what its backbone had seen.
 
     Args:
         info: Card of the model.
         entries: The rows that it is judged by.
         training_data: The dataset that it was trained on, for the comparison of structures.
+        backbone_checked: Whether the network that it was fine-tuned from is known to have seen none of the rows.
 
     Raises:
         SettingsError: If that is another dataset than the model states.
@@ -64,8 +71,13 @@ def seen_before(info: ModelInfo, entries: Sequence[MatbenchEntry], training_data
     text = f"{len(rows)} of {len(entries)} rows are of formulas that {info.name} was trained on or selected by"
     if structures is not None:
         text += f", {len(structures)} of crystals that it was"
+    verdict: Leakage = "leaky" if rows or structures else "clean"
+    backbone = info.provenance.get("backbone")
+    if backbone and not backbone_checked:
+        name = backbone.get("name", backbone) if isinstance(backbone, dict) else backbone
+        verdict, text = "unknown", f"{text}; what its backbone {name} was trained on is not known"
     return SeenBefore(
-        verdict="leaky" if rows or structures else "clean",
+        verdict=verdict,
         reason=text + ".",
         by_formula=rows,
         by_structure=structures,
