@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from fieldflows.datasets.extxyz import open_text
-from fieldflows.datasets.matbench import N_FOLDS, OFFICIAL_ROWS
+from fieldflows.datasets.matbench import OFFICIAL_ROWS
 from fieldflows.errors import DataError
-from fieldflows.evaluation.matbench.scores import METRICS, fold_key, score_folds
+from fieldflows.evaluation.matbench.scores import METRICS, fold_key, fold_of_mbids, score_folds
 from fieldflows.schemas.matbench import MatbenchScore, PublishedScore
 
 BENCHMARK = "matbench_v0.1"
@@ -108,14 +108,10 @@ def results_json(
         notes: What else to say, in JSON types.
     """
     found = score_folds(labels, predictions)
-    order = sorted(labels)
-    folds = {key: {} for key in (fold_key(fold) for fold in range(N_FOLDS)) if key in found.folds}  # type: dict[str, Any]
-    from fieldflows.evaluation.matbench.scores import fold_of_mbids
-
-    fold = fold_of_mbids()
-    for key in folds:
-        rows = {mbid: float(predictions[mbid]) for mbid in order if fold_key(fold[mbid]) == key}
-        scores = {metric: float(getattr(found.folds[key], metric)) for metric in METRICS}
+    fold, folds = fold_of_mbids(), {}
+    for key, item in found.folds.items():
+        rows = {mbid: float(predictions[mbid]) for mbid in sorted(labels) if fold_key(fold[mbid]) == key}
+        scores = {metric: float(getattr(item, metric)) for metric in METRICS}
         folds[key] = {"data": rows, "parameters": dict(parameters.get(key, {})), "scores": scores}
     complete = len(labels) == OFFICIAL_ROWS
     content: dict[str, Any] = {
