@@ -27,6 +27,7 @@ _PUBLIC = {
     "TrainingFlowMaker": "fieldflows.flows.training",
     "EvaluateMaker": "fieldflows.flows.evaluation",
     "SpontaneousPolarizationMaker": "fieldflows.flows.ferroelectric",
+    "MatbenchDielectricMaker": "fieldflows.flows.matbench",
     "FieldflowsError": "fieldflows.errors",
 }
 
@@ -41,6 +42,7 @@ __all__ = [
     "FieldModel",
     "FieldflowsError",
     "MPDielectricDatasetMaker",
+    "MatbenchDielectricMaker",
     "ModelInfo",
     "Response",
     "ScreeningMaker",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from fieldflows.flows.evaluation import EvaluateMaker
     from fieldflows.flows.ferroelectric import SpontaneousPolarizationMaker
     from fieldflows.flows.ferroelectric_dataset import FerroelectricDatasetMaker
+    from fieldflows.flows.matbench import MatbenchDielectricMaker
     from fieldflows.flows.mp_dataset import MPDielectricDatasetMaker
     from fieldflows.flows.screening import DielectricMaker
     from fieldflows.flows.training import TrainingFlowMaker, TrainMaker

@@ -255,6 +255,15 @@ class DirectionalModel(FieldModel, Protocol):
         ...
 
 
+@runtime_checkable
+class DescribingModel(FieldModel, Protocol):
+    """A model that tells what it sees in a crystal as numbers that do not turn with it."""
+
+    def descriptors(self, structures: Sequence[StructureLike]) -> list[FloatArray | Exception]:
+        """Return invariant features of each crystal, arrays of one length, or its error."""
+        ...
+
+
 class Stepper(Protocol):
     """Evaluates one crystal after the other, fast if they are steps of one trajectory."""
 

@@ -202,8 +202,9 @@ def _show(document: SpontaneousPolarizationDocument, figures: list[Path]) -> Non
 
     screen = output.console()
     item = document
+    ends = f"{item.nonpolar_spacegroup_symbol} ({item.nonpolar_origin}) to {item.spacegroup_symbol}"
     say(
-        f"{item.formula_pretty}: {item.nonpolar_spacegroup_symbol} ({item.reference}) to {item.spacegroup_symbol}, "
+        f"{item.formula_pretty}: {ends}, "
         f"largest displacement {item.largest_displacement:.3f} Å, strain {100 * item.largest_strain:.1f} %"
     )
     if item.ps is not None and item.ps_norm is not None:

@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ferroelectric": ("fieldflows.cli.ferroelectric", "Compute the spontaneous polarization of polar crystals."),
     "train": ("fieldflows.cli.train", "Train a model."),
     "evaluate": ("fieldflows.cli.evaluate", "Compare a model with the labels of a dataset."),
+    "matbench": ("fieldflows.cli.matbench", "Judge refractive indices by the Matbench task, fold by fold."),
     "demo": ("fieldflows.cli.demo", "Screen well-known crystals and compare with published values."),
     "dev-db": ("fieldflows.cli.dev_db", "Serve a MongoDB from memory, for trials: all data are lost when it stops."),
 }

@@ -94,7 +94,8 @@ def propose_references(
         limits: How far they may be.
         symprec: Tolerance of space groups in Å.
         most: Number of proposals.
-        rounds: Crystals to which operations are added: 1 for the polar one alone, which finds the nearest references.
+        rounds: Crystals to which operations are added: 1 for the polar one alone, which finds the nearest references;
+            more if nothing is found.
 
     Raises:
         PathError: If the crystal is not polar, or no nonpolar one is near.
@@ -116,10 +117,14 @@ def propose_references(
             "Give a polar crystal, or a smaller symprec.",
         )
     best: dict[int, ProposedReference] = {}
-    for crystal, route in _candidates(start, limits, symprec, rounds):
-        found = _judged(crystal, start, route, limits, symprec, len(start) == len(given))
-        if found is not None and (found.group.number not in best or found.cost < best[found.group.number].cost - 1e-6):
-            best[found.group.number] = found
+    for most_rounds in dict.fromkeys((rounds, max(rounds, MOST_ROUNDS))):
+        for crystal, route in _candidates(start, limits, symprec, most_rounds):
+            found = _judged(crystal, start, route, limits, symprec, len(start) == len(given))
+            known = None if found is None else best.get(found.group.number)
+            if found is not None and (known is None or found.cost < known.cost - 1e-6):
+                best[found.group.number] = found
+        if best:
+            break
     if not best:
         raise PathError(
             f"No nonpolar crystal is near {name} ({own.symbol}): with no operation that it almost has, and at no "

@@ -53,6 +53,9 @@ DOUBTFUL = frozenset(
 )
 """Flags that make the status 'ambiguous'."""
 WAYS = ("polarization", "born_effective_charges")
+"""Observables that P_s follows from."""
+MOST_READY = 1000
+"""Paths that are kept between plan and analysis."""
 
 
 class SpontaneousPolarizationSettings(BaseModel):
@@ -238,6 +241,8 @@ class SpontaneousPolarizationProperty:
         check_structure(structure)
         ready = self._build(structure)
         self._ready[structure_hash(structure)] = ready
+        while len(self._ready) > MOST_READY:  # of crystals that failed since; a path can be built again
+            self._ready.pop(next(iter(self._ready)))
         symmetry = self.settings.symmetrization if self.settings.use_symmetry else None
         frames = [as_atoms(frame) for frame in ready.path.frames]
         last = len(frames) - 1

@@ -84,7 +84,7 @@ class SpontaneousPolarizationDocument(Document):
     subgroup_index: int | None = quantity(
         "1", "Index of the polar group in the nonpolar one, if it is a subgroup.", None
     )
-    reference: Literal["given", "proposed by symmetry"] = Field(description="Where the nonpolar end comes from.")
+    nonpolar_origin: Literal["given", "proposed by symmetry"] = Field(description="Where the nonpolar end comes from.")
     proposals: tuple[ProposedRecord, ...] = Field(
         (), description="References that symmetry proposes, the smallest distortion first; the first one was taken."
     )

@@ -66,7 +66,7 @@ def path_facts(path: DistortionPath, proposals: Sequence[ProposedReference], giv
         "nonpolar_spacegroup_symbol": relation.nonpolar.symbol,
         "nonpolar_spacegroup_number": relation.nonpolar.number,
         "subgroup_index": relation.index,
-        "reference": "given" if given else "proposed by symmetry",
+        "nonpolar_origin": "given" if given else "proposed by symmetry",
         "proposals": tuple(_record(item) for item in proposals),
         "largest_displacement": distortion.largest,
         "rms_displacement": distortion.root_mean_square,

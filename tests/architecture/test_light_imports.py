@@ -16,7 +16,7 @@ HEAVY = (
 """What takes more than a hundredth of a second to import; the package has 0.3 s, its help 0.6 s."""
 
 COMMANDS = ("screen", "campaign", "query", "publish", "store", "train", "dataset", "model", "demo", "evaluate", "path")
-COMMANDS += ("dev-db", "ferroelectric")
+COMMANDS += ("dev-db", "ferroelectric", "matbench")
 SWITCH = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 

@@ -45,7 +45,7 @@ def test_a_pair_gives_one_document_that_is_stored(store):
     made = json.loads(json.dumps(made, cls=MontyEncoder), cls=MontyDecoder)  # as a workflow manager sends it
     (document,) = run(made, store)
     assert isinstance(document, SpontaneousPolarizationDocument)
-    assert (document.reference, len(document.independent)) == ("given", 1)
+    assert (document.nonpolar_origin, len(document.independent)) == ("given", 1)
     assert ResultsCollection.of(store).get(document.key) == document.to_json_dict()
     assert store.query_one({"metadata.formula": "TiPbO3"})["output"]["ps_norm"] == document.ps_norm
     (again,) = run(maker(other_models=("ferroelectric",)).make(polar, nonpolar), store)

@@ -341,12 +341,12 @@ def test_an_unknown_element_fails_alone():
 
 def test_a_reference_that_symmetry_proposes_is_marked():
     document = compute(lead_titanate()[1])
-    assert document.reference == "proposed by symmetry"
+    assert document.nonpolar_origin == "proposed by symmetry"
     assert "proposed_reference" in codes(document)
     assert (document.nonpolar_spacegroup_number, document.proposals[0].spacegroup_number) == (123, 123)
     costs = [item.cost for item in document.proposals]
     assert costs == sorted(costs)
-    assert compute(*lead_titanate()[::-1]).reference == "given"
+    assert compute(*lead_titanate()[::-1]).nonpolar_origin == "given"
 
 
 def test_many_crystals_are_pooled_and_failures_stand_alone():

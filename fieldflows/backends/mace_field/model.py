@@ -18,6 +18,7 @@ from fieldflows.backends.mace_field._mace import o3
 from fieldflows.backends.mace_field.batches import Cost, available_bytes, peak_bytes, run_in_batches
 from fieldflows.backends.mace_field.checkpoint import CheckpointMetadata, checkpoint_bytes, load_checkpoint
 from fieldflows.backends.mace_field.derivatives import respond, unit_displacements
+from fieldflows.backends.mace_field.descriptors import invariant_features
 from fieldflows.backends.mace_field.engine.engine import fastest
 from fieldflows.backends.mace_field.graphs import Graph, build_graph, collate, to_device
 from fieldflows.backends.mace_field.network import MACEFieldNetwork
@@ -151,6 +152,24 @@ class MACEFieldModel:
     def stepper(self) -> TrajectoryEvaluator:
         """Return an evaluator of the steps of one trajectory (see :class:`fieldflows.backends.base.Stepper`)."""
         return TrajectoryEvaluator(self._evaluator, self._head)
+
+    def descriptors(self, structures: Sequence[StructureLike]) -> list[np.ndarray | Exception]:
+        """Return the invariant features of each crystal, (channels of all layers,), their mean over the atoms.
+
+        They are those of the network at zero field, invariant under rotations, permutations and the choice of the cell.
+
+        Args:
+            structures: Crystals; one that fails gets its error.
+        """
+        found: list[np.ndarray | Exception] = []
+        for item in structures:
+            try:
+                batch = to_device(collate([self.graph(item)]), self.network.device)
+                values = invariant_features(self.network, batch).mean(dim=0).cpu().double().numpy()
+                found.append(values if np.isfinite(values).all() else EvaluationError("Features are not finite."))
+            except Exception as error:  # one that fails must not stop the others
+                found.append(error)
+        return found
 
     def evaluate_along(
         self,
