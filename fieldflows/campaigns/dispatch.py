@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from fieldflows.campaigns.config import EngineConfig
 from fieldflows.campaigns.flow import chunk_jobs, summary_job
 from fieldflows.campaigns.records import Campaigns, Chunks
 from fieldflows.campaigns.survey import Survey, specs_of, survey
-from fieldflows.errors import FieldflowsError, SettingsError, StoreError, suggestion
+from fieldflows.errors import FieldflowsError, SettingsError, suggestion
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -24,6 +25,8 @@ LARGEST_SUMMARY = 200
 
 OPEN_STATES = ("waiting", "ready", "running")
 """States of jobs that may still do something."""
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def with_engine(settings: EngineConfig, name: str | None, workers: int | None) -> EngineConfig:
@@ -172,14 +175,14 @@ def cancel_everywhere(store: JobStore, name: str) -> int:
 
 
 def collect_outputs(store: JobStore, name: str) -> int:
-    """Copy results that came in the outputs of jobs to where results are; return how many are new.
+    """Copy results that came in the outputs of jobs to where results are; return how many were written.
 
-    Needed after jobs on workers that do not reach the store.  What was copied is noted in the manifest.
+    Needed after jobs on workers that do not reach the store.  What was copied is noted in the manifest.  A result that
+    is there already, with more in it or computed later, stays.
 
     Raises:
         StoreError: If the store does not answer.
     """
-    from fieldflows.store import ResultsCollection
     from fieldflows.store.failures import FailuresCollection
 
     campaigns = Campaigns.of(store)
@@ -187,6 +190,7 @@ def collect_outputs(store: JobStore, name: str) -> int:
     if not any(entry["engine"] != "local" for entry in manifest["submissions"]):
         return 0
     seen = set(manifest.get("collected") or ())
+    new: set[str] = set()
     count = 0
     criteria = {"metadata.campaign": name, "metadata.task": "campaign_chunk"}
     found = [(row["uuid"], row["index"]) for row in store.query(criteria, properties=["uuid", "index"])]
@@ -195,17 +199,27 @@ def collect_outputs(store: JobStore, name: str) -> int:
             continue
         try:
             output = store.get_output(uuid, index, load=True)
-        except ValueError as error:  # the output is not there (yet)
-            raise StoreError(f"The output of job {uuid} cannot be read: {error}.") from error
-        results = [_plain(row) for row in output.get("results") or ()]
-        failures = [_plain(row) for row in output.get("failures") or ()]
-        count += ResultsCollection.of(store).put(results)
-        FailuresCollection.of(store).put(failures)
-        seen.add(f"{uuid}:{index}")
-    if found:
-        manifest["collected"] = sorted(seen)
+        except ValueError as error:  # one output must not hide the others; it is looked at again next time
+            _LOGGER.warning("The output of job %s cannot be read: %s", uuid, error)
+            continue
+        count += _put_better(store, [_plain(row) for row in output.get("results") or ()])
+        FailuresCollection.of(store).put([_plain(row) for row in output.get("failures") or ()])
+        new.add(f"{uuid}:{index}")
+    if new:
+        manifest = campaigns.require(name)  # others may have written it meanwhile, such as a cancellation
+        manifest["collected"] = sorted(new.union(manifest.get("collected") or ()))
         campaigns.save(manifest)
     return count
+
+
+def _put_better(store: JobStore, rows: list[dict[str, Any]]) -> int:
+    """Store the results that are better than what is there, and return how many these are."""
+    from fieldflows.store import ResultsCollection
+    from fieldflows.store.versions import is_better
+
+    results = ResultsCollection.of(store)
+    known = {row["key"]: row for row in results.fetch([row["key"] for row in rows])}
+    return results.put([row for row in rows if row["key"] not in known or is_better(row, known[row["key"]])])
 
 
 def _plain(row: Any) -> dict[str, Any]:

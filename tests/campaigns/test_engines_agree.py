@@ -13,12 +13,13 @@ from ase.build import bulk
 from jobflow import JobStore
 
 from fieldflows.campaigns import Campaign
+from fieldflows.campaigns.campaign import cancel
 from fieldflows.campaigns.config import EngineConfig
 from fieldflows.campaigns.dispatch import cancel_everywhere, collect_outputs, status_of, submit_to_engine
 from fieldflows.campaigns.export import rows
 from fieldflows.campaigns.records import Campaigns
 from fieldflows.errors import SettingsError
-from fieldflows.store import get_store
+from fieldflows.store import ResultsCollection, get_store
 from tests.campaigns.made import ELECTRONIC, FUNNEL, LATTICE, crystals, failures_of, results_of
 from tests.campaigns.test_fireworks_engine import launchpad, work  # noqa: F401  (a fixture)
 from tests.campaigns.test_remote_engine import engine, projects, runner, write  # noqa: F401  (fixtures)
@@ -167,6 +168,48 @@ def test_remote_workers_without_a_store_give_the_same(local, engine, address: st
     store = get_store(address)
     campaign(structures=13).submit(store)
     carried(store, local, 1)
+
+
+def sent(store: JobStore, uuid: str, results: list[dict[str, Any]]) -> None:
+    """Store an output of a chunk job as jobflow-remote brings it."""
+    metadata = {"campaign": "salts", "task": "campaign_chunk"}
+    output = {"results": results, "failures": []}
+    store.docs_store.update([{"uuid": uuid, "index": 1, "metadata": metadata, "output": output}], key=["uuid", "index"])
+
+
+def test_outputs_that_come_late_take_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, other = get_store(tmp_path / "s.db"), get_store(tmp_path / "other.db")
+    campaign(FUNNEL).run(store)
+    campaign([ELECTRONIC]).run(other)
+    manifest = Campaigns.of(store).require("salts")
+    manifest["submissions"].append({"engine": "remote", "settings": REMOTE.model_dump(mode="json"), "ids": []})
+    Campaigns.of(store).save(manifest)
+    before, partial = results_of(store), list(ResultsCollection.of(other).query())
+    assert set(before) == {row["key"] for row in partial}
+    sent(store, "late", partial)
+    lattice = sum(row["status_ionic"] == "ok" for row in before.values())
+    assert 0 < lattice < len(before)
+    assert collect_outputs(store, "salts") == len(before) - lattice  # the later of two equal ones
+    assert results_of(store) == before
+
+    # what others write to the manifest meanwhile stays, and an output that cannot be read hides no other
+    real = type(store).get_output
+
+    def get_output(self, uuid: str, *words: Any, **options: Any) -> Any:
+        cancel(store, "salts")
+        if uuid == "broken":
+            raise ValueError("it is not there")
+        return real(self, uuid, *words, **options)
+
+    monkeypatch.setattr(type(store), "get_output", get_output)
+    ResultsCollection.of(store).remove(list(before))
+    sent(store, "broken", [])
+    sent(store, "new", partial[:3])
+    assert collect_outputs(store, "salts") == 3
+    manifest = Campaigns.of(store).require("salts")
+    assert manifest["canceled_at"]
+    assert {"late:1", "new:1"} <= set(manifest["collected"])
+    assert "broken:1" not in manifest["collected"]
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ def test_what_is_not_there_is_a_failure_and_stops_nothing(server: ReplayServer, 
     remove(store, "mp")
     with pytest.raises(InputError, match="None of 1 inputs can be computed: The Materials Project has no material"):
         campaign(mp_ids=["mp-999999"]).run(store)
-    with pytest.raises(SettingsError, match="'mp-1.5' is no id of the Materials Project"):
+    with pytest.raises(SettingsError, match=r"'mp-1\.5' is no id of the Materials Project"):
         campaign(mp_ids=["mp-1.5"]).plan()
     with pytest.raises(InputError, match="cannot be read"):
         campaign(mp_ids="nowhere.txt").plan()
