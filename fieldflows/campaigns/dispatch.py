@@ -183,7 +183,9 @@ def collect_outputs(store: JobStore, name: str) -> int:
     Raises:
         StoreError: If the store does not answer.
     """
+    from fieldflows.store import ResultsCollection
     from fieldflows.store.failures import FailuresCollection
+    from fieldflows.store.versions import put_better
 
     campaigns = Campaigns.of(store)
     manifest = campaigns.require(name)
@@ -202,7 +204,8 @@ def collect_outputs(store: JobStore, name: str) -> int:
         except ValueError as error:  # one output must not hide the others; it is looked at again next time
             _LOGGER.warning("The output of job %s cannot be read: %s", uuid, error)
             continue
-        count += _put_better(store, [_plain(row) for row in output.get("results") or ()])
+        results = [_plain(row) for row in output.get("results") or ()]
+        count += put_better(ResultsCollection.of(store), results)
         FailuresCollection.of(store).put([_plain(row) for row in output.get("failures") or ()])
         new.add(f"{uuid}:{index}")
     if new:
@@ -210,16 +213,6 @@ def collect_outputs(store: JobStore, name: str) -> int:
         manifest["collected"] = sorted(new.union(manifest.get("collected") or ()))
         campaigns.save(manifest)
     return count
-
-
-def _put_better(store: JobStore, rows: list[dict[str, Any]]) -> int:
-    """Store the results that are better than what is there, and return how many these are."""
-    from fieldflows.store import ResultsCollection
-    from fieldflows.store.versions import is_better
-
-    results = ResultsCollection.of(store)
-    known = {row["key"]: row for row in results.fetch([row["key"] for row in rows])}
-    return results.put([row for row in rows if row["key"] not in known or is_better(row, known[row["key"]])])
 
 
 def _plain(row: Any) -> dict[str, Any]:

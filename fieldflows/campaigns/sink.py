@@ -44,7 +44,7 @@ class Sink:
         self._arrays: Arrays | None = None
         self.behind = False
         if self._results is not None and (journal.results or journal.failures):
-            self._pass_on()
+            self._take_up()
 
     @property
     def reaches_store(self) -> bool:
@@ -148,6 +148,15 @@ class Sink:
         if self.reaches_store:
             return [], []
         return list(self.journal.results.values()), list(self.journal.failures.values())
+
+    def _take_up(self) -> None:
+        """Pass on what an earlier worker left; what others have computed since then, with more in it, stays."""
+        from fieldflows.store.versions import put_better
+
+        assert self._results is not None
+        put_better(self._results, list(self.journal.results.values()))
+        self.journal.results.clear()
+        self._pass_on()
 
     def _pass_on(self, overcome: Sequence[str] = ()) -> None:
         assert self._results is not None

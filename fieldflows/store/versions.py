@@ -73,6 +73,21 @@ def is_better(row: dict[str, Any], other: dict[str, Any]) -> bool:
     return _worth(row) > _worth(other)
 
 
+def put_better(collection: KeyedCollection, rows: list[dict[str, Any]]) -> int:
+    """Store the rows that are better than what is there under their keys, and return how many these are.
+
+    Args:
+        collection: Results.
+        rows: Rows that may have been computed long ago.
+
+    Raises:
+        StoreError: If the store cannot be read or written.
+    """
+    name = collection.key_field
+    known = {row[name]: row for row in collection.fetch([row[name] for row in rows])}
+    return collection.replace([row for row in rows if row[name] not in known or is_better(row, known[row[name]])])
+
+
 def created_at(row: dict[str, Any]) -> datetime:
     """Return when a result or failure was created; the earliest date there is if it does not say."""
     value = row.get("created_at") or (row.get("provenance") or {}).get("created_at")

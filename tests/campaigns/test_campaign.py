@@ -185,6 +185,22 @@ def test_a_crystal_at_which_workers_die_is_given_up(store: JobStore, broken: Bro
     assert survey_after(store).stages[0].done == 4
 
 
+def test_a_journal_that_comes_late_takes_nothing_away(store: JobStore, broken: Broken) -> None:
+    """A worker died with results without the ionic part in its journal; others went on in the meantime."""
+    other = get_store(Path(store.docs_store.path).with_name("other.db"))
+    campaign(count=5, stages=[ELECTRONIC]).run(other)
+    campaign(count=5).run(store)
+    before = results_of(store)
+    kept = list(ResultsCollection.of(other).query())
+    with Journal.opened("salts", "00000") as journal:
+        journal.append(kept, [])
+    count = broken.evaluated
+    ResultsCollection.of(store).remove([kept[0]["key"]])
+    work_locally(store, "salts")
+    assert results_of(store) == before
+    assert broken.evaluated - count <= 2  # the ionic part of the one that was removed
+
+
 def survey_after(store: JobStore):
     work_locally(store, "salts")
     return survey(store, Campaigns.of(store).require("salts"))
