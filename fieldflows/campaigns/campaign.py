@@ -116,7 +116,8 @@ class Campaign:
         from fieldflows.schemas.identity import settings_hash, structure_hash
 
         structures = [getattr(item, "structure", item) for item in self.structures]
-        return settings_hash({"config": self.config.digest, "structures": [structure_hash(s) for s in structures]})
+        config = self.config.model_dump(mode="json", include={"name", "model", "stages"})
+        return settings_hash({"config": config, "structures": [structure_hash(s) for s in structures]})
 
     def run(
         self, store: JobStore, workers: int | None = None, retry_failed: bool = False, report: Report | None = None

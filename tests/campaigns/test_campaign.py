@@ -351,3 +351,11 @@ def test_hessians_go_to_the_store_for_arrays(store: JobStore) -> None:
         formula = Composition(atoms.get_chemical_formula()).reduced_formula
         kept = arrays.get(by_formula[formula], "hessian", shape=(6, 6))
         assert kept == pytest.approx(model.evaluate(atoms, observables=("hessian",)).hessian, abs=1e-10)
+
+
+def test_a_campaign_over_crystals_at_hand_is_the_same_from_any_folder(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign(count=3).submit(store)
+    monkeypatch.chdir(tmp_path)
+    assert campaign(count=3).submit(store)["ready"]
