@@ -6,6 +6,7 @@ must be set before torch and numpy load, hence not in a fixture.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -24,3 +25,21 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("FIELDFLOWS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("FIELDFLOWS_ARTIFACT_SOURCES", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Undo what a test does to the logging of the process: workflow engines set up handlers of their own."""
+    before = {logger: (list(logger.handlers), logger.level) for logger in _loggers()}
+    yield
+    for logger in _loggers():
+        handlers, level = before.get(logger, ([], logging.NOTSET))
+        for handler in logger.handlers[:]:
+            if handler not in handlers and type(handler) in (logging.StreamHandler, logging.FileHandler):
+                logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _loggers() -> list[logging.Logger]:
+    known = logging.root.manager.loggerDict.values()
+    return [logging.root, *(item for item in list(known) if isinstance(item, logging.Logger))]
