@@ -125,6 +125,7 @@ def _run_stage(
     suspects = [item for item in pending if sink.journal.deaths.get(item.keys[stage.name])]
     plain = sorted((item for item in pending if item not in suspects), key=lambda item: len(item.record["numbers"]))
     looked = time.monotonic()
+    passage.batch = FIRST_BATCH  # the stage before may have been much faster
     while plain or suspects:
         if passage.stopped or policy.should_stop():
             passage.stopped = True

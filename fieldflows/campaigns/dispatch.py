@@ -10,8 +10,11 @@ from fieldflows.campaigns.campaign import cancel, lift_cancellation, ready_manif
 from fieldflows.campaigns.config import EngineConfig
 from fieldflows.campaigns.flow import chunk_jobs, summary_job
 from fieldflows.campaigns.records import Campaigns, Chunks
+from fieldflows.campaigns.stages import asked_for
 from fieldflows.campaigns.survey import Survey, specs_of, survey
 from fieldflows.errors import FieldflowsError, SettingsError, suggestion
+from fieldflows.properties.base import covers
+from fieldflows.schemas.identity import failure_key
 
 if TYPE_CHECKING:
     from jobflow import JobStore
@@ -206,13 +209,24 @@ def collect_outputs(store: JobStore, name: str) -> int:
             continue
         results = [_plain(row) for row in output.get("results") or ()]
         count += put_better(ResultsCollection.of(store), results)
-        FailuresCollection.of(store).put([_plain(row) for row in output.get("failures") or ()])
+        failures = FailuresCollection.of(store)
+        failures.put([_plain(row) for row in output.get("failures") or ()])
+        failures.remove([name for row in results for name in _overcome(row)])
         new.add(f"{uuid}:{index}")
     if new:
         manifest = campaigns.require(name)  # others may have written it meanwhile, such as a cancellation
         manifest["collected"] = sorted(new.union(manifest.get("collected") or ()))
         campaigns.save(manifest)
     return count
+
+
+def _overcome(row: dict[str, Any]) -> list[str]:
+    """Return the keys of failures that a result makes void."""
+    task = str(row["task"])
+    extents: list[str | None] = [None]
+    if task == "dielectric":
+        extents = [extent for extent in ("electronic", "ionic") if covers(asked_for(task, extent), row)]
+    return [failure_key(key=row["key"], task=task, extent=extent) for extent in extents]
 
 
 def _plain(row: Any) -> dict[str, Any]:

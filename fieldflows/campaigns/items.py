@@ -80,6 +80,13 @@ class Item:
         item.facts = item.known()
         return item
 
+    def learn(self, other: Item) -> None:
+        """Take over what is known of an equal crystal and not of this one."""
+        for name, value in other.known_to_the_user.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+                self.facts[name] = value
+
     def atoms(self) -> Atoms:
         """Return the crystal."""
         return unpack_structure(self.record)

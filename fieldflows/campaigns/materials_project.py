@@ -11,7 +11,7 @@ from fieldflows.campaigns.inputs import checked
 from fieldflows.datasets.materials_project import MaterialsProject, identities, identity
 from fieldflows.datasets.mp_documents import FieldProblem, read_number, read_structure, read_tensor
 from fieldflows.datasets.web import AnswerCache
-from fieldflows.errors import InputError, WrongAnswer
+from fieldflows.errors import InputError, SettingsError, WrongAnswer
 from fieldflows.inputs import InputStructure
 from fieldflows.schemas.dielectric import DielectricReference
 from fieldflows.schemas.failure import FailureDocument
@@ -41,13 +41,12 @@ def crystals_of_mp(
 
     Raises:
         ServiceError: If the service cannot be used, or the user has no key.
-        SettingsError: If an id is none.
     """
     service = MaterialsProject(AnswerCache())
     if given.mp_query is not None:
         ids = service.find(given.mp_query.criteria(), report, properties=())
     else:
-        ids = _listed(given)
+        ids = list(_valid(_listed(given), failures))
     wanted = identities(ids)
     order = list(dict.fromkeys(identity(text) for text in ids))[: given.limit]
     names = [wanted[key] for key in order]
@@ -86,6 +85,17 @@ def _listed(given: InputSet) -> list[str]:
     if not ids:
         raise InputError(f"The list of ids {path} is empty.", "Write one id in each line.")
     return ids
+
+
+def _valid(ids: list[str], failures: list[FailureDocument]) -> Iterator[str]:
+    """Yield the ids that are some; a mistyped one among thousands is noted and stops nothing."""
+    for text in ids:
+        try:
+            identities([text])
+        except SettingsError as error:
+            failures.append(FailureDocument.from_error(error, "read", source=SOURCE, material_id=text))
+            continue
+        yield text
 
 
 def _by_id(documents: list[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:

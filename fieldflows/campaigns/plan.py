@@ -142,6 +142,7 @@ def make_plan(
         identity = tuple(item.keys.values())
         if identity in known:
             duplicates.append((known[identity].index, item.label))
+            known[identity].learn(item)
         else:
             known[identity] = item
             items.append(item)

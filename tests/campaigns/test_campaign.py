@@ -210,6 +210,11 @@ def test_equal_crystals_are_computed_once_and_counted(store: JobStore) -> None:
     same = [*crystals(3), crystals(3)[0]]
     found = Campaign.of("twice", same, model="toy", stages=[ELECTRONIC]).run(store)
     assert (found.crystals, found.duplicates, len(results_of(store))) == (3, 1, 3)
+    one = as_structure(crystals(1)[0])
+    twice = [InputStructure(one, "a", material_id="mp-1"), InputStructure(one, "b", material_id="mp-2", band_gap=4.0)]
+    plan_ = Campaign.of("gap", twice, model="toy", stages=[ELECTRONIC | {"where": "band_gap > 1"}]).plan()
+    (item,) = plan_.items
+    assert (item.material_id, item.band_gap, item.facts["band_gap"]) == ("mp-1", 4.0, 4.0)
 
 
 def test_what_cannot_be_used_is_explained(store: JobStore) -> None:

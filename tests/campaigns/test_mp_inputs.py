@@ -17,7 +17,7 @@ from fieldflows.campaigns import Campaign, CampaignConfig
 from fieldflows.campaigns.campaign import remove
 from fieldflows.campaigns.export import rows
 from fieldflows.campaigns.records import Campaigns
-from fieldflows.errors import InputError, KeyProblem, SettingsError, Unreachable
+from fieldflows.errors import InputError, KeyProblem, Unreachable
 from fieldflows.store import ResultsCollection
 from tests.campaigns.made import failures_of
 from tests.cli.conftest import cli  # noqa: F401  (a fixture)
@@ -155,8 +155,10 @@ def test_what_is_not_there_is_a_failure_and_stops_nothing(server: ReplayServer, 
     remove(store, "mp")
     with pytest.raises(InputError, match="None of 1 inputs can be computed: The Materials Project has no material"):
         campaign(mp_ids=["mp-999999"]).run(store)
-    with pytest.raises(SettingsError, match=r"'mp-1\.5' is no id of the Materials Project"):
-        campaign(mp_ids=["mp-1.5"]).plan()
+    plan = campaign(mp_ids=["mp-1.5", IDS["ZnO"]]).plan()
+    assert [item.material_id for item in plan.items] == [IDS["ZnO"]]
+    assert [item.message.partition(".5")[0] for item in plan.failures] == ["'mp-1"]
+    assert "is no id of the Materials Project" in plan.failures[0].message
     with pytest.raises(InputError, match="cannot be read"):
         campaign(mp_ids="nowhere.txt").plan()
 
