@@ -10,6 +10,7 @@ from jobflow import Flow, Job, Maker, OutputReference
 
 from fieldflows import __version__
 from fieldflows.errors import InputError
+from fieldflows.flows.screening import formula_of, subject_of
 from fieldflows.inputs import InputStructure
 from fieldflows.jobs.ferroelectric import spontaneous_polarization, spontaneous_polarizations
 from fieldflows.jobs.models import ModelReference
@@ -18,7 +19,6 @@ from fieldflows.properties.spontaneous_polarization import (
     SpontaneousPolarizationProperty,
     SpontaneousPolarizationSettings,
 )
-from fieldflows.structures import as_structure
 
 if TYPE_CHECKING:
     from fieldflows.backends.base import ModelInfo
@@ -81,10 +81,12 @@ class SpontaneousPolarizationMaker(Maker):
             CheckpointError: If a model does not exist or is damaged.
             CapabilityError: If the models cannot give what the settings ask for.
         """
-        subject = _subject(polar)
-        made = spontaneous_polarization(subject, None if nonpolar is None else _subject(nonpolar), **self._shared())
-        made.name = " ".join(filter(None, (self.name, _formula(subject))))
-        made.update_metadata(self._metadata() | {"formula": _formula(subject), "material_id": _identifier(subject)})
+        subject = subject_of(polar, names=True)
+        made = spontaneous_polarization(
+            subject, None if nonpolar is None else subject_of(nonpolar, names=True), **self._shared()
+        )
+        made.name = " ".join(filter(None, (self.name, formula_of(subject))))
+        made.update_metadata(self._metadata() | {"formula": formula_of(subject), "material_id": _identifier(subject)})
         return made
 
     def screen(self, structures: Sequence[End]) -> Flow:
@@ -98,7 +100,7 @@ class SpontaneousPolarizationMaker(Maker):
         Raises:
             InputError: If there are none.
         """
-        subjects = [_subject(item) for item in structures]
+        subjects = [subject_of(item, names=True) for item in structures]
         if not subjects:
             raise InputError("There are no structures to screen.", "Give at least one.")
         shared = self._shared()
@@ -155,25 +157,6 @@ class SpontaneousPolarizationMaker(Maker):
             "model_sha256": info.sha256,
             "code_version": __version__,
         }
-
-
-def _subject(item: End) -> dict[str, Any]:
-    if isinstance(item, str | OutputReference):
-        return {"structure": item}
-    if isinstance(item, InputStructure):
-        return {
-            "structure": item.structure,
-            "material_id": item.material_id,
-            "source": item.label,
-            "index": item.index,
-            "band_gap": item.band_gap,
-        }
-    return {"structure": as_structure(item)}
-
-
-def _formula(subject: dict[str, Any]) -> str | None:
-    structure = subject["structure"]
-    return None if isinstance(structure, str | OutputReference) else str(structure.composition.reduced_formula)
 
 
 def _identifier(subject: dict[str, Any]) -> str | None:

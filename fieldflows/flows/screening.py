@@ -91,12 +91,12 @@ class DielectricMaker(Maker):
         """
         shared = self._shared()
         if not _is_many(structures):
-            subject = _subject(structures)  # type: ignore[arg-type]
+            subject = subject_of(structures)  # type: ignore[arg-type]
             made = dielectric_response(subject, **shared)
-            made.name = " ".join(filter(None, (self.name, _formula(subject))))
+            made.name = " ".join(filter(None, (self.name, formula_of(subject))))
             made.update_metadata(self._metadata(shared) | _facts(subject))
             return made
-        subjects = [_subject(item) for item in structures]  # type: ignore[union-attr]
+        subjects = [subject_of(item) for item in structures]  # type: ignore[union-attr]
         if not subjects:
             raise InputError("There are no structures to screen.", "Give at least one.")
         jobs = []
@@ -106,7 +106,7 @@ class DielectricMaker(Maker):
             made.update_metadata(
                 self._metadata(shared)
                 | {
-                    "formulas": sorted({formula for formula in map(_formula, chunk) if formula}),
+                    "formulas": sorted({formula for formula in map(formula_of, chunk) if formula}),
                     "material_ids": [s["material_id"] for s in chunk if s.get("material_id")],
                     "n_structures": len(chunk),
                 }
@@ -132,7 +132,7 @@ class DielectricMaker(Maker):
         (_, info), (_, hessian_info) = self._resolve()
         bound = DielectricProperty(self.settings).bind(info, hessian_info)
         extra = extra_settings(self.relax, info, hessian_info)
-        return [result_key(bound, _subject(item)["structure"], info, hessian_info, extra) for item in structures]
+        return [result_key(bound, subject_of(item)["structure"], info, hessian_info, extra) for item in structures]
 
     def _resolve(self) -> tuple[tuple[ModelReference, ModelInfo], tuple[ModelReference | None, ModelInfo | None]]:
         """Return references and cards of the model and of the separate one."""
@@ -187,8 +187,17 @@ def _is_many(structures: Any) -> bool:
     return not isinstance(structures, Atoms | Structure | InputStructure | OutputReference)
 
 
-def _subject(item: Crystal) -> dict[str, Any]:
-    if isinstance(item, OutputReference):
+def subject_of(item: Any, names: bool = False) -> dict[str, Any]:
+    """Return a crystal as jobs take it: ``structure``, and what is known about it.
+
+    Args:
+        item: A structure, an input of a file, or the output of a job.
+        names: Let texts pass, which the job looks up.
+
+    Raises:
+        StructureError: If it is none.
+    """
+    if isinstance(item, OutputReference) or (names and isinstance(item, str)):
         return {"structure": item}
     if isinstance(item, InputStructure):
         return {
@@ -201,10 +210,11 @@ def _subject(item: Crystal) -> dict[str, Any]:
     return {"structure": as_structure(item)}
 
 
-def _formula(subject: dict[str, Any]) -> str | None:
+def formula_of(subject: dict[str, Any]) -> str | None:
+    """Return the reduced formula of a crystal as jobs take it; None if it is not known yet."""
     structure = subject["structure"]
-    return None if isinstance(structure, OutputReference) else str(structure.composition.reduced_formula)
+    return None if isinstance(structure, str | OutputReference) else str(structure.composition.reduced_formula)
 
 
 def _facts(subject: dict[str, Any]) -> dict[str, Any]:
-    return {"formula": _formula(subject), "material_id": subject.get("material_id")}
+    return {"formula": formula_of(subject), "material_id": subject.get("material_id")}
