@@ -30,14 +30,15 @@ def _own_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """Undo what a test does to the logging of the process: workflow engines set up handlers of their own."""
-    before = {logger: (list(logger.handlers), logger.level) for logger in _loggers()}
+    before = {logger: (list(logger.handlers), logger.level, logger.propagate, logger.disabled) for logger in _loggers()}
     yield
     for logger in _loggers():
-        handlers, level = before.get(logger, ([], logging.NOTSET))
+        handlers, level, propagate, disabled = before.get(logger, ([], logging.NOTSET, True, False))
         for handler in logger.handlers[:]:
             if handler not in handlers and type(handler) in (logging.StreamHandler, logging.FileHandler):
                 logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
 
 
 def _loggers() -> list[logging.Logger]:
